@@ -1,0 +1,1 @@
+"""Inner parts of the GEMM: problem, configs, kernels, launch. Users need only the package itself."""
