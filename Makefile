@@ -17,7 +17,7 @@ CONSTRAINTS := requirements/$(if $(HAS_GPU),constraints.txt,constraints-cpu.txt)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
 .PHONY: demo test test-cpu test-interpreter test-gpu lint format venv clean
 
