@@ -78,12 +78,10 @@ def why_invalid(config: KernelConfig, N: int, K: int, device: Device) -> str | N
 def _why_fallback_invalid(config: KernelConfig, device: Device) -> str | None:
     if config != KernelConfig(config.kernel_type):
         return f"kernel_type {config.kernel_type!r} takes no tile, stages, threads or split_k; leave them out"
-    if config.kernel_type == "deep_gemm" and not device.is_hopper:
-        return (
-            f"kernel_type 'deep_gemm' runs on Hopper alone and {device.name} is {device.arch}; use 'triton'"
-        )
     if not device.is_cuda:
         return f"kernel_type {config.kernel_type!r} needs a CUDA device and this is {device.name}"
+    if config.kernel_type == "deep_gemm" and not device.is_hopper:
+        return f"kernel_type 'deep_gemm' needs Hopper and {device.name} is {device.arch}; use 'triton'"
     return None
 
 
@@ -94,9 +92,9 @@ def _why_problem_unfit(config: KernelConfig, N: int, K: int, device: Device) -> 
             f"{device.arch}; use a fallback kernel"
         )
     if N <= 0 or N % 16:
-        return f"N = {N} is not a positive multiple of 16, which the TileLang kernels need; use 'triton'"
+        return f"N = {N} is not a positive multiple of 16, as the TileLang kernels need; use 'triton'"
     if K <= 0 or K % SCALE_BLOCK:
-        return f"K = {K} is not a positive multiple of {SCALE_BLOCK}, which the TileLang kernels need; use 'triton'"
+        return f"K = {K} is not a positive multiple of 128, as the TileLang kernels need; use 'triton'"
     return None
 
 
@@ -107,7 +105,7 @@ def _why_tile_invalid(config: KernelConfig, device: Device) -> str | None:
     rows = 64 if device.is_hopper else 16
     for field, value, unit in (("block_M", config.block_M, rows), ("block_N", config.block_N, 8)):
         if not unit <= value <= MAX_BLOCK or value % unit:
-            return f"{field} = {value}; on {device.arch} it must be a multiple of {unit} from {unit} to {MAX_BLOCK}"
+            return f"{field} = {value}; {device.arch} needs a multiple of {unit} from {unit} to {MAX_BLOCK}"
     if config.threads not in MATH_THREADS:
         return f"threads = {config.threads}; expected one of {', '.join(map(str, MATH_THREADS))} math threads"
     if config.num_stages < 0:
@@ -126,13 +124,14 @@ def _why_split_invalid(config: KernelConfig, K: int) -> str | None:
     if config.split_k in fitting:
         return None
     remedy = f"use one of {', '.join(map(str, fitting))}" if fitting else "use a kernel without split"
-    if config.split_k < 2 or config.split_k > MAX_SPLIT_K:
-        return f"split_k = {config.split_k}; expected 2 to {MAX_SPLIT_K} (the cluster limit): {remedy}"
-    return f"split_k = {config.split_k} does not divide the {steps} steps of {SCALE_BLOCK} along K = {K}: {remedy}"
+    return (
+        f"split_k = {config.split_k}; it must be 2 to {MAX_SPLIT_K} (the cluster limit) and divide the "
+        f"{steps} steps of {SCALE_BLOCK} along K = {K}: {remedy}"
+    )
 
 
 def _why_kernel_refuses(config: KernelConfig, N: int, K: int, device: Device) -> str | None:
-    from tilelang_gemm_wrapper.core.kernels import resources  # noqa: PLC0415  # it imports KernelConfig from here
+    from tilelang_gemm_wrapper.core.kernels import resources  # it imports KernelConfig from here
 
     refusal = resources.why_unbuildable(config, N, K, device.arch)
     if refusal is not None:
@@ -140,8 +139,8 @@ def _why_kernel_refuses(config: KernelConfig, N: int, K: int, device: Device) ->
     needed = resources.shared_memory_bytes(config, N, K, device.arch)
     if needed > device.shared_memory_per_block:
         return (
-            f"num_stages = {config.num_stages} with block_M = {config.block_M} and block_N = {config.block_N} "
-            f"needs {needed} bytes of shared memory and a block on {device.name} has "
-            f"{device.shared_memory_per_block}; use fewer stages or a smaller tile"
+            f"num_stages = {config.num_stages} of {config.block_M} x {config.block_N} tiles needs {needed} "
+            f"bytes of shared memory and a block on {device.name} has {device.shared_memory_per_block}; "
+            f"use fewer stages or a smaller tile"
         )
     return None

@@ -122,7 +122,7 @@ def device_of(index: int) -> Device:
 
     Raises RuntimeError where torch sees no such device.
     """
-    import torch  # noqa: PLC0415  # this module is imported by tools that need no torch
+    import torch
 
     count = torch.cuda.device_count()
     if not 0 <= index < count:
@@ -137,7 +137,7 @@ def device_of(index: int) -> Device:
         name=name,
         arch=_arch(properties, hip=torch.version.hip is not None),
         sm_count=properties.multi_processor_count,
-        shared_memory_per_block=properties.shared_memory_per_block_optin,
+        shared_memory_per_block=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         l2_bytes=properties.L2_cache_size,
         dram_bytes_per_s=known.dram_bytes_per_s if known else 0.0,
     )
