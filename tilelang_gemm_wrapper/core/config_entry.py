@@ -111,8 +111,8 @@ def _parse_kernel_config(fields: Mapping[str, Any]) -> KernelConfig:
         for name in (*INTEGER_FIELDS, *HINT_FIELDS):
             if name in fields:
                 raise EntryError(
-                    f"{name} = {show(fields[name])} means nothing to kernel_type {kernel_type!r}, which picks "
-                    "its own tiles; leave it out"
+                    f"{name} = {show(fields[name])} means nothing to kernel_type {kernel_type!r}, which "
+                    "picks its own tiles; leave it out"
                 )
         return KernelConfig(kernel_type)
     if kernel_type not in TILELANG_KERNELS:

@@ -164,7 +164,7 @@ def _parse_name(path: Path, N: int, K: int, device: Device) -> str:
     elif match["dtype"] != DTYPE:
         why = f"its name says dtype={match['dtype']} and the kernels run {DTYPE} alone; tune for that"
     elif match["block_shape"] != str(BLOCK_SHAPE):
-        why = f"its name says block_shape={match['block_shape']} and {wanted!r} is looked for; rename or tune it"
+        why = f"its name says block_shape={match['block_shape']} and {wanted!r} is looked for; rename it"
     else:
         return match["device"]
     raise ConfigFileError(f"{path} is not used: {why}.")
