@@ -1,0 +1,168 @@
+"""Compiling kernels: one at a time, or many in parallel worker processes that share TileLang's disk cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.config import KernelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CompileJob:
+    """One kernel to compile: problem, config and architecture ("sm_90a" or "sm_89")."""
+
+    N: int
+    K: int
+    config: KernelConfig
+    arch: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CompileJob:
+        fields = json.loads(text)
+        return cls(**{**fields, "config": KernelConfig(**fields["config"])})
+
+
+def compile_kernel(job: CompileJob) -> Callable[..., None]:
+    """Compile (or load from TileLang's disk cache) and return the launcher.
+
+    The launcher takes the PrimFunc's tensors positionally and launches on the current stream. It is the raw
+    TVM-FFI function: TileLang's own call wrapper walks the parameter list in Python on every call.
+    """
+    tilelang = _tilelang()
+    kernel = tilelang.compile(
+        kernel_registry.build(job.N, job.K, job.config, job.arch),
+        target={"kind": "cuda", "arch": job.arch},
+        execution_backend="tvm_ffi",
+        pass_configs=dict(kernel_registry.pass_configs(job.arch)),
+    )
+    _marker(job).touch()
+    return _entry_function(kernel)
+
+
+def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Compile `jobs` into the disk cache with parallel worker processes; `progress(done, total)` as they finish.
+
+    Jobs that an earlier process finished are skipped. Returns one sentence for each job that failed; a crash of
+    a compiler costs that job alone.
+    """
+    missing = [job for job in dict.fromkeys(jobs) if not _marker(job).exists()]
+    failures: list[str] = []
+    workers = min(configurer.compile_workers(), len(missing))
+    if not workers:
+        return failures
+    shares = [missing[i::workers] for i in range(workers)]
+    done = 0
+    with ThreadPoolExecutor(workers) as pool:
+        queue: SimpleQueue[str | None] = SimpleQueue()
+        for share in shares:
+            pool.submit(_run_worker, share, queue)
+        while done < len(missing):
+            failure = queue.get()
+            done += 1
+            if failure is not None:
+                failures.append(failure)
+            if progress is not None:
+                progress(done, len(missing))
+    return failures
+
+
+def _run_worker(jobs: list[CompileJob], finished: SimpleQueue[str | None]) -> None:
+    """Feed one worker process; report one item a job to `finished`, whatever happens to the process."""
+    pending = list(jobs)
+    while pending:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("".join(job.to_json() + "\n" for job in pending))
+        process.stdin.close()
+        for line in process.stdout:
+            answer = json.loads(line)
+            pending.pop(0)
+            finished.put(answer["error"])
+        process.wait()
+        if pending:  # the process died in the middle of its first unanswered job
+            job = pending.pop(0)
+            finished.put(f"{job}: the compiler process ended with status {process.returncode}")
+
+
+def _serve_jobs() -> None:
+    """Worker process: compile each job of standard input, answer one JSON line each."""
+    # Compilers print; only answers may reach the pipe.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        job = CompileJob.from_json(line)
+        error = None
+        try:
+            compile_kernel(job)
+        except Exception as problem:  # whatever a compiler raises is this job's failure, not the worker's
+            error = f"{job}: {type(problem).__name__}: {problem}"
+        answers.write(json.dumps({"error": error}) + "\n")
+        answers.flush()
+
+
+def _entry_function(kernel: Any) -> Callable[..., None]:
+    """The TVM-FFI function behind a compiled TileLang kernel."""
+    adapter = kernel.adapter
+    executable = adapter.executable if adapter.executable is not None else adapter.get_exportable_executable()
+    module = executable.jit() if hasattr(executable, "jit") else executable
+    return module["main"]
+
+
+@lru_cache(maxsize=1)
+def _tilelang() -> Any:
+    """Import TileLang with its cache where the user wants it and its per-compile INFO lines off."""
+    directory = configurer.cache_directory()
+    if directory is not None:
+        os.environ["TILELANG_CACHE_DIR"] = str(directory)
+    import tilelang
+
+    logging.getLogger("tilelang").setLevel(logging.ERROR)
+    return tilelang
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept between processes."""
+    own = configurer.cache_directory()
+    return own if own is not None else Path(os.environ.get("TILELANG_CACHE_DIR", Path.home() / ".tilelang" / "cache"))
+
+
+def _marker(job: CompileJob) -> Path:
+    """An empty file that says: this job's kernel is in the cache. Named by all that decides the binary."""
+    directory = cache_directory() / "tilelang_gemm_compiled"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / hashlib.sha256(f"{_code_version()} {job.to_json()}".encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def _code_version() -> str:
+    sources = sorted(Path(kernel_registry.__file__).with_name("kernels").glob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return f"tilelang {version('tilelang')} kernels {digest}"
+
+
+if __name__ == "__main__":
+    _serve_jobs()

@@ -1,0 +1,1 @@
+"""The TileLang kernels, one variant a file, and what they need of a device."""

@@ -1,0 +1,90 @@
+"""`base`: C = A @ B.T in tiles of `block_M` tokens by `block_N` weights, every CTA over the whole of K."""
+
+import tilelang.language as T
+
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.kernels import ada, hopper
+
+
+def sm_90a(N: int, K: int, config: KernelConfig):
+    """Hopper kernel: A scales read to registers before the step's WGMMA, TMA store of the tile."""
+    tile_tokens, tile_weights = config.block_M, config.block_N
+    threads, stages = config.threads, max(1, config.num_stages)
+    steps = K // hopper.K_STEP
+    policy = hopper.warp_policy(config.block_M, threads)
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def base(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), steps), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+    ):
+        with T.Kernel(
+            T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=threads + hopper.PRODUCER_THREADS
+        ) as (m_tile, n_tile):
+            A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
+            C_shared = T.alloc_shared((tile_tokens, tile_weights), hopper.BF16)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            full = T.alloc_barrier([1] * stages)
+            empty = T.alloc_barrier([threads // 32] * stages)
+            hopper.swizzled(A_shared, B_shared)
+            # Neighbouring CTAs share a panel of B columns, so that its tiles are still in L2 when they are wanted.
+            T.use_swizzle(panel_size=8)
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+
+            if T.get_thread_binding() >= threads:
+                hopper.fill_ring(A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False)
+            else:
+                T.clear(accum)
+                for k in T.serial(steps):
+                    hopper.load_row_scales(A_scale, B_scale, scale, M, m_start, n_start, k)
+                    hopper.multiply_step(A_shared, B_shared, partial, full, empty, k, policy)
+                    for i, j in T.Parallel(tile_tokens, tile_weights):
+                        accum[i, j] += partial[i, j] * scale[i]
+                T.copy(accum, C_shared)
+                T.sync_threads(1, threads)
+                T.copy(C_shared, C[m_start, n_start])
+
+    return base
+
+
+def sm_89(N: int, K: int, config: KernelConfig):
+    """Ada kernel: cp.async pipeline of `num_stages` buffers."""
+    tile_tokens, tile_weights = config.block_M, config.block_N
+    steps = K // hopper.K_STEP
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def base(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), steps), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+    ):
+        with T.Kernel(T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=config.threads) as (
+            m_tile,
+            n_tile,
+        ):
+            A_shared = T.alloc_shared((tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((tile_weights, hopper.K_STEP), hopper.FP8)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            T.use_swizzle(panel_size=8)
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            ada.accumulate_tokens_by_weights(
+                A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
+                M, m_start, n_start, 0, steps, config.num_stages,
+            )  # fmt: skip
+            T.copy(accum, C[m_start, n_start])
+
+    return base

@@ -1,0 +1,158 @@
+"""Building blocks of the Hopper (sm_90a) kernels: a TMA producer warp feeding WGMMA warpgroups.
+
+Every variant is one CTA of `threads` math threads plus one producer warp. The producer keeps a ring of
+`num_stages` shared-memory slots filled, one slot a 128-wide K step; `full[slot]` tells the math warps that
+both tiles arrived, `empty[slot]` tells the producer that every math warp has read them. A WGMMA of e4m3
+keeps only about 14 bits of mantissa in its accumulator, so each K step starts from zero and its partial is
+scaled and added in float32 ("promotion").
+
+The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels; one producer warp
+instead of a warpgroup leaves enough registers for the math threads without reallocating them.
+"""
+
+import tilelang.language as T
+from tilelang.layout import make_swizzled_layout
+
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
+
+PRODUCER_THREADS = 32
+
+FP8 = "float8_e4m3fn"
+F32 = "float32"
+BF16 = "bfloat16"
+
+# TileLang can push into a peer CTA's shared memory but has no read of it; reading lets each CTA of the
+# cluster sum its own share of the tile in rank order, with one buffer and no mailbox.
+CLUSTER_SUM_SOURCE = """
+namespace tilelang_gemm {
+template <int kRanks>
+__device__ __forceinline__ void cluster_sum4(float *sum, const float *partial) {
+  const unsigned local = static_cast<unsigned>(__cvta_generic_to_shared(partial));
+  float4 part[kRanks];
+#pragma unroll
+  for (int rank = 0; rank < kRanks; ++rank) {
+    unsigned remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(part[rank].x), "=f"(part[rank].y), "=f"(part[rank].z), "=f"(part[rank].w)
+                 : "r"(remote) : "memory");
+  }
+  float4 total = part[0];
+#pragma unroll
+  for (int rank = 1; rank < kRanks; ++rank) {
+    total.x += part[rank].x;
+    total.y += part[rank].y;
+    total.z += part[rank].z;
+    total.w += part[rank].w;
+  }
+  sum[0] = total.x;
+  sum[1] = total.y;
+  sum[2] = total.z;
+  sum[3] = total.w;
+}
+}  // namespace tilelang_gemm
+"""
+
+
+def warp_policy(block_M: int, threads: int) -> T.GemmWarpPolicy:
+    """Give each warpgroup its own rows where there are 64 for each, else its own columns."""
+    return T.GemmWarpPolicy.FullRow if block_M >= 64 * (threads // 128) else T.GemmWarpPolicy.FullCol
+
+
+def swizzled(*buffers):
+    """Layout annotation for shared tiles that TMA writes and WGMMA reads (128-byte swizzle)."""
+    return T.annotate_layout({buffer: make_swizzled_layout(buffer) for buffer in buffers})
+
+
+@T.macro
+def fill_ring(A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once):
+    """Producer warp: load each K step's token tile and weight tile into the next free slot.
+
+    `weights_once`: no later CTA will read these weights again, so they need not stay in the L2 cache.
+    """
+    num_stages, tile_tokens, _ = A_shared.shape
+    tile_weights = B_shared.shape[1]
+    for k in T.serial(steps):
+        slot = k % num_stages
+        T.barrier_wait(empty[slot], ((k // num_stages) & 1) ^ 1)
+        k_start = (first_step + k) * K_STEP
+        T.tma_copy(
+            B[n_start : n_start + tile_weights, k_start : k_start + K_STEP],
+            B_shared[slot, :, :],
+            barrier=full[slot],
+            eviction_policy="evict_first" if weights_once else None,
+        )
+        T.tma_copy(
+            A[m_start : m_start + tile_tokens, k_start : k_start + K_STEP],
+            A_shared[slot, :, :],
+            barrier=full[slot],
+        )
+        if T.get_thread_binding() == threads:
+            T.barrier_arrive(full[slot])
+
+
+@T.macro
+def multiply_step(rows_shared, columns_shared, partial, full, empty, k, policy):
+    """Math warps: `partial = rows @ columns.T` for K step `k`, then give the slot back."""
+    slot = k % rows_shared.shape[0]
+    T.barrier_wait(full[slot], (k // rows_shared.shape[0]) & 1)
+    T.wgmma_gemm(
+        rows_shared[slot, :, :], columns_shared[slot, :, :], partial, transpose_B=True, policy=policy, clear_accum=True
+    )
+    T.wait_wgmma(0)
+    if T.get_thread_binding() % 32 == 0:
+        T.barrier_arrive(empty[slot])
+
+
+@T.macro
+def cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads):
+    """Sum the cluster's float32 partial tiles in rank order and store them as bfloat16.
+
+    `partial_shared` is (tile_tokens, tile_weights + pad) in every CTA. Each CTA sums an equal share of the
+    tile, reading its peers' shared memory, so the order of additions never depends on timing. The pad lets the
+    transposing store of a swapAB accumulator (lanes walk 4 rows by 8 columns) touch 32 different banks.
+    """
+    tile_tokens = partial_shared.shape[0]
+    quads_per_row = (partial_shared.shape[1] - PARTIAL_PAD) // 4
+    share = T.ceildiv(tile_tokens * quads_per_row, split_k)
+    total = T.alloc_local((4,), F32)
+    T.cluster_sync()
+    first = T.block_rank_in_cluster() * share
+    for step in T.serial(T.ceildiv(share, threads)):
+        offset = step * threads + T.get_thread_binding()
+        row = (first + offset) // quads_per_row
+        column = (first + offset) % quads_per_row * 4
+        if offset < share and row < tile_tokens and m_start + row < M and n_start + column < N:
+            T.call_extern(
+                "handle",
+                f"tilelang_gemm::cluster_sum4<{split_k}>",
+                T.address_of(total[0]),
+                T.address_of(partial_shared[row, column]),
+            )
+            for v in T.vectorized(4):
+                C[m_start + row, n_start + column + v] = total[v]
+    # A CTA that left early would take its shared memory away from peers still reading it.
+    T.cluster_sync()
+
+
+@T.macro
+def stage_scales(A_scale, B_scale, scale_shared, M, m_start, n_start, first_step, threads):
+    """Math warps: scale_shared[k, token] = A_scale * B_scale for all of this CTA's K steps, once.
+
+    The product is the same float32 value that the promotion would form, so nothing is lost by forming it here.
+    """
+    steps, tile_tokens = scale_shared.shape
+    for k, j in T.Parallel(steps, tile_tokens):
+        scale_shared[k, j] = T.if_then_else(
+            m_start + j < M, A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k], 0.0
+        )
+    T.sync_threads(1, threads)
+
+
+@T.macro
+def load_row_scales(A_scale, B_scale, scale, M, m_start, n_start, group):
+    """Math threads: scale[token] = A_scale * B_scale of one K group, each thread the rows it accumulates."""
+    for i in T.Parallel(scale.shape[0]):
+        scale[i] = T.if_then_else(
+            m_start + i < M, A_scale[m_start + i, group] * B_scale[n_start // 128, group], 0.0
+        )

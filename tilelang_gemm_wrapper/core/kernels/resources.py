@@ -1,0 +1,76 @@
+"""What a kernel variant needs of a device: shared memory, registers, instruction shapes.
+
+Kept apart from the kernels so that a config can be judged without importing TileLang.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilelang_gemm_wrapper.core.config import KernelConfig
+
+K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
+PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
+_STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
+_ALIGN = 128
+
+# Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
+# addresses and scales under the 255-register limit; the next size up (256) spills.
+_MAX_TILE_VALUES_PER_THREAD = 128
+
+
+def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
+    """Shared memory of one CTA in bytes, static and dynamic, for a TileLang `config` on `arch`."""
+    stages = max(1, config.num_stages)
+    tokens, weights = config.tile_tokens, config.tile_weights
+    steps = K // K_STEP // config.split_k
+    buffers = [stages * tokens * K_STEP, stages * weights * K_STEP]
+    if config.is_split_k and (arch == "sm_90a" or config.is_swap_ab):
+        buffers.append(4 * tokens * (weights + PARTIAL_PAD))
+    elif arch == "sm_90a" or config.is_swap_ab:
+        buffers.append(2 * tokens * weights)
+    if arch == "sm_90a" and config.is_swap_ab:
+        buffers.append(4 * steps * tokens)
+    return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
+
+
+def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | None:
+    """Why this tile has no kernel on `arch`: a clause naming field, value and remedy, or None."""
+    if config.tile_weights not in (16, 32, 64, 128):
+        field = "block_M" if config.is_swap_ab else "block_N"
+        return f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale block"
+    values = 2 * config.block_M * config.block_N // config.threads
+    if values > _MAX_TILE_VALUES_PER_THREAD:
+        return (
+            f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 values "
+            f"a thread in registers, more than {_MAX_TILE_VALUES_PER_THREAD}; use more threads or a smaller tile"
+        )
+    return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
+
+
+def _why_no_wgmma(config: KernelConfig) -> str | None:
+    warpgroups = config.threads // 128
+    if config.block_M >= 64 * warpgroups:
+        columns = config.block_N
+        if config.block_M % (64 * warpgroups):
+            return f"block_M = {config.block_M}; {warpgroups} warpgroups of 64 rows do not divide it"
+    else:
+        columns = config.block_N // warpgroups
+    if columns != 8 and columns % 16:
+        return f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a multiple of 16"
+    return None
+
+
+def _why_no_mma(config: KernelConfig) -> str | None:
+    sizes = (16, 32, 64, 128)
+    for field, value in (("block_M", config.block_M), ("block_N", config.block_N)):
+        if value not in sizes:
+            return f"{field} = {value}; on sm_89 it must be one of {', '.join(map(str, sizes))}"
+    warps = config.threads // 32
+    if (config.block_M // 16) * (config.block_N // 8) < warps:
+        return (
+            f"a {config.block_M} x {config.block_N} tile has fewer m16n8 MMAs than {warps} warps; "
+            f"use fewer threads or a larger tile"
+        )
+    return None

@@ -1,0 +1,100 @@
+"""`splitK`: `base` with the K steps of a tile divided among the CTAs of a cluster.
+
+For token counts that fill WGMMA's 64 rows while the tiles are still too few for the GPU.
+"""
+
+import tilelang.language as T
+
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.kernels import ada, hopper
+
+
+def sm_90a(N: int, K: int, config: KernelConfig):
+    """Hopper kernel: one cluster of `split_k` CTAs a tile."""
+    tile_tokens, tile_weights = config.block_M, config.block_N
+    threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
+    groups = K // hopper.K_STEP
+    steps = groups // split_k
+    policy = hopper.warp_policy(config.block_M, threads)
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def split_k_base(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+    ):
+        with T.Kernel(
+            T.ceildiv(M, tile_tokens),
+            T.ceildiv(N, tile_weights),
+            split_k,
+            threads=threads + hopper.PRODUCER_THREADS,
+            cluster_dims=(1, 1, split_k),
+        ) as (m_tile, n_tile, split):
+            T.import_source(hopper.CLUSTER_SUM_SOURCE)
+            A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
+            partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            full = T.alloc_barrier([1] * stages)
+            empty = T.alloc_barrier([threads // 32] * stages)
+            hopper.swizzled(A_shared, B_shared)
+            m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+
+            if T.get_thread_binding() >= threads:
+                hopper.fill_ring(
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
+                )
+            else:
+                T.clear(accum)
+                for k in T.serial(steps):
+                    hopper.load_row_scales(A_scale, B_scale, scale, M, m_start, n_start, first_step + k)
+                    hopper.multiply_step(A_shared, B_shared, partial, full, empty, k, policy)
+                    for i, j in T.Parallel(tile_tokens, tile_weights):
+                        accum[i, j] += partial[i, j] * scale[i]
+                for i, j in T.Parallel(tile_tokens, tile_weights):
+                    partial_shared[i, j] = accum[i, j]
+            hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+
+    return split_k_base
+
+
+def sm_89(N: int, K: int, config: KernelConfig):
+    """Ada kernel: two launches, float32 partials in the workspace `partials` (split_k, M, N)."""
+    tile_tokens, tile_weights, split_k = config.block_M, config.block_N, config.split_k
+    groups = K // hopper.K_STEP
+    steps = groups // split_k
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def split_k_base(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+        partials: T.Tensor((split_k, M, N), hopper.F32),
+    ):
+        with T.Kernel(
+            T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), split_k, threads=config.threads
+        ) as (m_tile, n_tile, split):
+            A_shared = T.alloc_shared((tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((tile_weights, hopper.K_STEP), hopper.FP8)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            ada.accumulate_tokens_by_weights(
+                A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
+                M, m_start, n_start, split * steps, steps, config.num_stages,
+            )  # fmt: skip
+            T.copy(accum, partials[split, m_start, n_start])
+        ada.sum_splits(partials, C, M, N, split_k)
+
+    return split_k_base

@@ -1,0 +1,107 @@
+"""`splitK_swapAB`: `swapAB` with the K steps of a tile divided among the CTAs of a cluster.
+
+A decode GEMM has few tiles: 2560 weights in tiles of 64 are 40 CTAs for 132 SMs. Splitting K fills the GPU; the
+float32 partial tiles meet in distributed shared memory, so there is no workspace, no second launch, and the
+order of additions is fixed.
+"""
+
+import tilelang.language as T
+
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.kernels import ada, hopper
+
+
+def sm_90a(N: int, K: int, config: KernelConfig):
+    """Hopper kernel: one cluster of `split_k` CTAs a tile."""
+    tile_weights, tile_tokens = config.block_M, config.block_N
+    threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
+    groups = K // hopper.K_STEP
+    steps = groups // split_k
+    policy = hopper.warp_policy(config.block_M, threads)
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def split_k_swap_ab(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+    ):
+        with T.Kernel(
+            T.ceildiv(M, tile_tokens),
+            T.ceildiv(N, tile_weights),
+            split_k,
+            threads=threads + hopper.PRODUCER_THREADS,
+            cluster_dims=(1, 1, split_k),
+        ) as (m_tile, n_tile, split):
+            T.import_source(hopper.CLUSTER_SUM_SOURCE)
+            A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
+            scale_shared = T.alloc_shared((steps, tile_tokens), hopper.F32)
+            partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
+            partial = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
+            accum = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
+            full = T.alloc_barrier([1] * stages)
+            empty = T.alloc_barrier([threads // 32] * stages)
+            hopper.swizzled(A_shared, B_shared)
+            m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+
+            if T.get_thread_binding() >= threads:
+                hopper.fill_ring(
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
+                )
+            else:
+                hopper.stage_scales(A_scale, B_scale, scale_shared, M, m_start, n_start, first_step, threads)
+                T.clear(accum)
+                for k in T.serial(steps):
+                    hopper.multiply_step(B_shared, A_shared, partial, full, empty, k, policy)
+                    for i, j in T.Parallel(tile_weights, tile_tokens):
+                        accum[i, j] += partial[i, j] * scale_shared[k, j]
+                for i, j in T.Parallel(tile_weights, tile_tokens):
+                    partial_shared[j, i] = accum[i, j]
+            hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+
+    return split_k_swap_ab
+
+
+def sm_89(N: int, K: int, config: KernelConfig):
+    """Ada kernel: two launches, float32 partials in the workspace `partials` (split_k, M, N)."""
+    tile_weights, tile_tokens, split_k = config.block_M, config.block_N, config.split_k
+    groups = K // hopper.K_STEP
+    steps = groups // split_k
+    M = T.dynamic("m")
+    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+
+    @T.prim_func
+    def split_k_swap_ab(
+        A: T.Tensor((M, K), hopper.FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
+        B: T.Tensor((N, K), hopper.FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
+        C: T.Tensor((M, N), hopper.BF16),
+        partials: T.Tensor((split_k, M, N), hopper.F32),
+    ):
+        with T.Kernel(
+            T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), split_k, threads=config.threads
+        ) as (m_tile, n_tile, split):
+            A_shared = T.alloc_shared((tile_tokens, hopper.K_STEP), hopper.FP8)
+            B_shared = T.alloc_shared((tile_weights, hopper.K_STEP), hopper.FP8)
+            partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
+            partial = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
+            accum = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            ada.accumulate_weights_by_tokens(
+                A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
+                M, m_start, n_start, split * steps, steps, config.num_stages,
+            )  # fmt: skip
+            for i, j in T.Parallel(tile_weights, tile_tokens):
+                partial_shared[j, i] = accum[i, j]
+            for j, i in T.Parallel(tile_tokens, tile_weights):
+                if m_start + j < M and n_start + i < N:
+                    partials[split, m_start + j, n_start + i] = partial_shared[j, i]
+        ada.sum_splits(partials, C, M, N, split_k)
+
+    return split_k_swap_ab
