@@ -13,7 +13,7 @@ KERNEL_TYPES = TILELANG_KERNELS + FALLBACK_KERNELS
 SCALE_BLOCK = 128  # width of a scale block along K, hence the only block_K: one fp32 promotion a K step
 MAX_BLOCK = 256  # the widest WGMMA; taller tiles than four of its 64 rows spill
 MATH_THREADS = (128, 256)
-MAX_SPLIT_K = 8  # the portable cluster size on Hopper: the partial sums of a tile meet in one cluster
+MAX_SPLIT_K = 8  # Hopper's portable cluster size: the partial sums of a tile meet in one cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ def _why_split_invalid(config: KernelConfig, K: int) -> str | None:
         return None
     remedy = f"use one of {', '.join(map(str, fitting))}" if fitting else "use a kernel without split"
     return (
-        f"split_k = {config.split_k}; it must be 2 to {MAX_SPLIT_K} (the cluster limit) and divide the "
-        f"{steps} steps of {SCALE_BLOCK} along K = {K}: {remedy}"
+        f"split_k = {config.split_k}; it must be 2 to {MAX_SPLIT_K} and divide the {steps} "
+        f"steps of {SCALE_BLOCK} along K = {K}: {remedy}"
     )
 
 

@@ -129,7 +129,7 @@ def _parse_kernel_config(fields: Mapping[str, Any]) -> KernelConfig:
 
 def _nearest(word: Any, known: Iterable[str]) -> str:
     by_lower_case = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_lower_case, n=1) if isinstance(word, str) else []
+    close = difflib.get_close_matches(word[:40].lower(), by_lower_case, n=1) if isinstance(word, str) else []
     if close:
         return f"perhaps {by_lower_case[close[0]]!r} is meant"
     return f"known are {', '.join(by_lower_case.values())}"

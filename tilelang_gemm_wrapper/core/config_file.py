@@ -33,7 +33,7 @@ METADATA_KEY = "_metadata"
 DTYPE = "fp8_w8a8"
 BLOCK_SHAPE = [SCALE_BLOCK, SCALE_BLOCK]
 LARGEST_M = 2**31 - 1
-LARGEST_FILE = 16 << 20  # bytes; a full table has a few KiB, so anything near this is some other file
+LARGEST_FILE = 1 << 20  # bytes; a table of 23 M has 6 KiB, so anything above is some other file
 
 _FILE_NAME = re.compile(
     r"N=(?P<N>[0-9]+),K=(?P<K>[0-9]+),device_name=(?P<device>[^,]+)"
