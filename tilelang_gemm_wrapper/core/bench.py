@@ -1,0 +1,183 @@
+"""The benchmark command: behind `benchmarks/benchmark_tilelang_gemm.py` and `tilelang-gemm bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..models import PUBLIC_M, shape_list_names, shapes_of
+from . import report
+from .conditions import record_conditions
+from .results import HostRow, Row, by_cell, read_rows, write_rows
+
+# Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
+PROVIDER_NAMES = ("tilelang_gemm", "deep_gemm", "deep_gemm_row_major", "cublas", "triton")
+CANNOT_RUN = 2
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,16") from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    return numbers
+
+
+def _provider_list(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in PROVIDER_NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown provider {', '.join(unknown)}: choose from {', '.join(PROVIDER_NAMES)}"
+        )
+    return names
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Time the FP8 GEMM beside DeepGEMM, cuBLAS and Triton on one GPU: cold weights, CUDA "
+        "graphs, every provider in one process and checked against float32 first.",
+    )
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--N", type=int, help="rows of the weight matrix (output features); with --K")
+    what.add_argument("--K", type=int, help="columns of the weight matrix (input features); with --N")
+    what.add_argument("--shapes", choices=shape_list_names(), help="a list of well-known (N, K) instead")
+    what.add_argument(
+        "--m", type=_numbers, default=PUBLIC_M, metavar="1,8,16", help="token counts (default: the public 23)"
+    )
+    what.add_argument(
+        "--providers",
+        type=_provider_list,
+        default=PROVIDER_NAMES,
+        metavar="A,B",
+        help=f"default: {','.join(PROVIDER_NAMES)}",
+    )
+    what.add_argument(
+        "--host-overhead", action="store_true", help="also time what an eager call costs the host, at M=8"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--budget-ms", type=float, default=25.0, help="replay time per provider and cell (default 25)"
+    )
+    how.add_argument(
+        "--compile-workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that compile all kernels before the first timing; 0: compile as they come",
+    )
+    where = parser.add_argument_group("where the results go")
+    where.add_argument("--output", type=Path, help="CSV file; the report and the plot go beside it")
+    where.add_argument(
+        "--results-dir",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="without --output: <this>/<device>/gemm_<shapes>.csv (default benchmarks/results)",
+    )
+    where.add_argument("--resume", action="store_true", help="keep the cells that the CSV already holds")
+    where.add_argument(
+        "--from-csv",
+        type=Path,
+        help="measure nothing: write report and plot of this CSV again (needs no GPU)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run the benchmark; the exit status is 0, or 2 where it cannot run here or the arguments are wrong."""
+    parser = _parser(program)
+    options = parser.parse_args(argv)
+    if options.from_csv:
+        try:
+            rows = read_rows(options.from_csv, Row)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        _print_report(options.from_csv, rows)
+        return 0
+    shapes = _shapes(parser, options)
+    reason = why_cannot_run()
+    if reason:
+        print(f"The benchmark cannot run here: {reason}", file=sys.stderr)
+        return CANNOT_RUN
+    return _run(options, shapes)
+
+
+def _shapes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[tuple[int, int], ...]:
+    if options.shapes:
+        if options.N or options.K:
+            parser.error("give either --shapes or --N and --K, not both")
+        return shapes_of(options.shapes)
+    if options.N is None or options.K is None:
+        parser.error("give --N and --K, or --shapes")
+    if options.N < 1 or options.K < 1 or options.N * options.K % 16:
+        parser.error(
+            f"--N {options.N} --K {options.K}: both must be at least 1, and N*K a multiple of 16, because "
+            f"the weight copies are read with 16-byte loads"
+        )
+    return ((options.N, options.K),)
+
+
+def why_cannot_run() -> str | None:
+    """Why this machine cannot measure, with what to do; None where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    build = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+    return (
+        f"torch {torch.__version__} {build}, and timings need an NVIDIA GPU (Hopper or Ada for all kernels). "
+        f"Run it on a machine with one; `make demo` shows here what would be chosen there, and --from-csv "
+        f"writes a report from results that exist."
+    )
+
+
+def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> int:
+    import torch
+
+    from .bench_measure import Environment, measure_shape
+    from .compile_ahead import compile_ahead
+    from .device import device_of
+    from .host_overhead import host_overhead
+
+    device = device_of(torch.cuda.current_device())
+    environment = Environment.here(device.name, record_conditions().driver)
+    stem = options.shapes or f"N{options.N}_K{options.K}"
+    path = options.output or options.results_dir / device.name / f"gemm_{stem}.csv"
+    rows = read_rows(path, Row) if options.resume and path.exists() else []
+    done = by_cell(rows)
+    wanted = set(options.providers)
+    todo = {(N, K): [M for M in options.m if not wanted <= done.get((M, N, K), {}).keys()] for N, K in shapes}
+    todo = {shape: ms for shape, ms in todo.items() if ms}
+
+    if options.compile_workers:
+        compile_ahead(todo, options.providers, options.compile_workers)
+    with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
+        for (N, K), ms in todo.items():
+            progress.set_postfix_str(f"N={N} K={K}")
+            for cell_rows in measure_shape(
+                N, K, ms, options.providers, environment, budget_ms=options.budget_ms
+            ):
+                rows.extend(cell_rows)
+                write_rows(path, rows, Row)  # whatever ends this run, the cells before it are kept
+                progress.update()
+    if options.host_overhead:
+        N, K = shapes[0]
+        host_rows = host_overhead(N, K, environment)
+        write_rows(report.host_csv(path), host_rows, HostRow)
+        print(report.host_table(host_rows))
+    _print_report(path, rows)
+    return 0
+
+
+def _print_report(path: Path, rows: Sequence[Row]) -> None:
+    written = report.write_report(path, rows)
+    print(report.cell_table(rows))
+    print(report.band_table(rows))
+    print("\n".join(f"written: {place}" for place in (path, *written)))

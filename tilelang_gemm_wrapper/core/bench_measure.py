@@ -1,0 +1,170 @@
+"""Measure one weight shape: every provider on the same data in one process, checked first, then timed."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .bench_providers import PROVIDERS, Call, Matrix, Refused, chosen_kernel
+from .conditions import record_conditions
+from .device import Device, device_of
+from .results import Row, gemm_bytes, gemm_flops, with_ratios
+from .timing import Timing, TimingError, ideal_us, streaming_floor_us, time_interleaved, why_impossible
+from .workload import error
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR = 3e-6  # 1 - 2<x,y>/(<x,x>+<y,y>) against float32; right kernels stand at 1.4e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What every row of one run has in common."""
+
+    date: str
+    device: str
+    driver: str
+    package: str
+    torch: str
+    tilelang: str
+    triton: str
+    deep_gemm: str
+
+    @classmethod
+    def here(cls, device_name: str, driver: str | None) -> Environment:
+        return cls(
+            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            device=device_name,
+            driver=driver or "",
+            package=__version__,
+            torch=_version("torch"),
+            tilelang=_version("tilelang"),
+            triton=_version("triton"),
+            deep_gemm=_version("sgl-deep-gemm") or _version("deep-gemm"),
+        )
+
+    def as_fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def measure_shape(
+    N: int,
+    K: int,
+    ms: Sequence[int],
+    providers: Sequence[str],
+    environment: Environment,
+    *,
+    budget_ms: float = 25.0,
+) -> Iterator[list[Row]]:
+    """Measure one weight shape on the current CUDA device; yields the rows of one M after the other.
+
+    The weight copies, the reference and the floor are made once for all M. Raises RuntimeError where a
+    provider has left the CUDA context unusable: nothing measured after that would mean anything.
+    """
+    matrix = Matrix.random(max(ms), N, K, device_of(torch.cuda.current_device()))
+    floor_us = streaming_floor_us([B for B, _ in matrix.weights])
+    conditions = record_conditions()
+    for warning in conditions.warnings():
+        logger.warning("N=%d K=%d: %s", N, K, warning)
+    for M in ms:
+        common = Row(
+            **environment.as_fields(),
+            M=M,
+            N=N,
+            K=K,
+            provider="",
+            floor_us=floor_us,
+            ideal_us=ideal_us(floor_us, gemm_flops(M, N, K), matrix.device),
+            sm_clock_mhz=conditions.sm_clock_mhz,
+            temperature_c=conditions.temperature_c,
+            power_w=conditions.power_w,
+        )
+        yield _measure_cell(matrix, providers, common, budget_ms)
+
+
+def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_ms: float) -> list[Row]:
+    M, N, K = common.cell
+    case = matrix.case(M)
+    rows: dict[str, Row] = {}
+    calls: dict[str, Call] = {}
+    for name in providers:
+        row = replace(common, provider=name)
+        try:
+            call = PROVIDERS[name](case)
+            case.C.fill_(math.nan)  # an element that is not written must not pass for the last provider's
+            deviation = error(call(0), case.reference)
+            if name == "tilelang_gemm":
+                kernel, config = chosen_kernel(M, N, K)
+                row = replace(row, kernel=kernel, config=config)
+        except Refused as refusal:
+            rows[name] = replace(row, reason=str(refusal))
+            continue
+        except Exception as failure:
+            _stop_if_device_is_lost(name, failure)
+            rows[name] = replace(row, reason=_first_line(failure))
+            continue
+        rows[name] = replace(row, error=deviation)
+        if deviation <= MAX_ERROR:
+            calls[name] = call
+        else:
+            rows[name] = replace(rows[name], reason=f"wrong: error {deviation:.3g} is above {MAX_ERROR:g}")
+    while calls:
+        try:
+            timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
+        except TimingError as failure:
+            _stop_if_device_is_lost(failure.provider, failure)
+            rows[failure.provider] = replace(rows[failure.provider], reason=_first_line(failure))
+            del calls[failure.provider]
+            continue
+        for name, timing in timings.items():
+            rows[name] = _timed(rows[name], timing, matrix.device)
+        break
+    return with_ratios(list(rows.values()))
+
+
+def _timed(row: Row, timing: Timing, device: Device) -> Row:
+    M, N, K = row.cell
+    impossible = why_impossible(timing.p50_us, N * K, gemm_flops(M, N, K), device)
+    if impossible:
+        return replace(row, reason=f"measurement bug: {impossible}")
+    return replace(
+        row,
+        p20_us=timing.p20_us,
+        p50_us=timing.p50_us,
+        p80_us=timing.p80_us,
+        replays=timing.replays,
+        launches=timing.launches,
+        tflops=gemm_flops(M, N, K) / timing.p50_us / 1e6,
+        gb_per_s=gemm_bytes(M, N, K) / timing.p50_us / 1e3,
+        pct_of_floor=100 * row.floor_us / timing.p50_us if row.floor_us else None,
+    )
+
+
+def _stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as lost:
+        raise RuntimeError(
+            f"{provider} has left the CUDA context unusable ({_first_line(failure)}): the rows before it are "
+            f"written; go on with --resume and --providers without {provider}"
+        ) from lost
+
+
+def _first_line(failure: BaseException) -> str:
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0] if lines else 'no message'}"[:300]

@@ -1,0 +1,204 @@
+"""What a benchmark compares: each provider turns one case into a call that takes the weight copy's index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends import backend
+from ..quantize import convert_scale_layout
+from .device import Device
+from .timing import cold_copies
+from .workload import random_workload, reference
+
+Call = Callable[[int], torch.Tensor]
+
+
+class Refused(RuntimeError):
+    """A provider cannot run this case; the message says why and goes into its row."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight shape with its cold copies and the tokens of the largest M, shared by all M and providers.
+
+    A (m_max, K) e4m3, A_scale (m_max, ceil(K/128)) float32 row-major; weights: copies of B (N, K) e4m3 and
+    B_scale (ceil(N/128), ceil(K/128)) float32, equal in value; C (m_max, N) bfloat16; reference (m_max, N)
+    float32.
+    """
+
+    device: Device
+    N: int
+    K: int
+    A: torch.Tensor
+    A_scale: torch.Tensor
+    weights: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    C: torch.Tensor
+    reference: torch.Tensor
+
+    @classmethod
+    def random(cls, m_max: int, N: int, K: int, device: Device, seed: int = 0) -> Matrix:
+        """Fresh random data on the current CUDA device, with as many copies as keep the weights cold."""
+        inputs = random_workload(m_max, N, K, device="cuda", seed=seed)
+        copies = cold_copies(N * K, device.l2_bytes)
+        B = inputs.B.unsqueeze(0).expand(copies, N, K).contiguous()
+        B_scale = inputs.B_scale.unsqueeze(0).expand(copies, *inputs.B_scale.shape).contiguous()
+        return cls(
+            device,
+            N,
+            K,
+            inputs.A,
+            inputs.A_scale,
+            tuple(zip(B.unbind(), B_scale.unbind(), strict=True)),
+            torch.empty(m_max, N, dtype=torch.bfloat16, device="cuda"),
+            reference(inputs),
+        )
+
+    def case(self, M: int) -> Case:
+        return Case(self, M, self.A[:M], self.A_scale[:M], self.C[:M], self.reference[:M])
+
+
+@dataclass(frozen=True)
+class Case:
+    """The first M tokens of a `Matrix`."""
+
+    matrix: Matrix
+    M: int
+    A: torch.Tensor
+    A_scale: torch.Tensor
+    C: torch.Tensor
+    reference: torch.Tensor
+
+
+def _tilelang_gemm(case: Case) -> Call:
+    from tilelang_gemm_wrapper import gemm_nt_f8f8bf16
+
+    tokens, weights, C = (case.A, case.A_scale), case.matrix.weights, case.C
+    return lambda i: gemm_nt_f8f8bf16(tokens, weights[i], C)
+
+
+def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
+    module = backend("deep_gemm")
+    reason = module.why_unavailable(case.matrix.device) or module.why_unsupported(
+        case.matrix.N, case.matrix.K
+    )
+    if reason:
+        raise Refused(reason)
+    import deep_gemm
+
+    tokens, weights, C = (case.A, A_scale), case.matrix.weights, case.C
+
+    def call(i: int) -> torch.Tensor:
+        deep_gemm.fp8_gemm_nt(tokens, weights[i], C, disable_ue8m0_cast=True)
+        return C
+
+    return call
+
+
+def _deep_gemm(case: Case) -> Call:
+    # DeepGEMM takes this layout as it is and launches its GEMM alone: what it costs with prepared scales.
+    return _deep_gemm_on(case, convert_scale_layout(case.A_scale, "column_tma"))
+
+
+def _deep_gemm_row_major(case: Case) -> Call:
+    return _deep_gemm_on(case, case.A_scale)
+
+
+def _cublas(case: Case) -> Call:
+    scaled_mm = getattr(torch.nn.functional, "scaled_mm", None)
+    recipes: Any = getattr(torch.nn.functional, "ScalingType", None)
+    if scaled_mm is None or recipes is None:
+        raise Refused(
+            f"torch {torch.__version__} has no torch.nn.functional.scaled_mm: 2.10 and later have it"
+        )
+    A, A_scale = case.A, case.A_scale.t().contiguous().t()  # stride (1, M)
+    weights = [(B.t(), B_scale.t()) for B, B_scale in case.matrix.weights]
+
+    def call(i: int) -> torch.Tensor:
+        B, B_scale = weights[i]
+        return scaled_mm(
+            A,
+            B,
+            scale_a=A_scale,
+            scale_recipe_a=recipes.BlockWise1x128,
+            scale_b=B_scale,
+            scale_recipe_b=recipes.BlockWise128x128,
+            output_dtype=torch.bfloat16,
+        )
+
+    return call
+
+
+def _triton(case: Case) -> Call:
+    module = backend("triton")
+    reason = module.why_unavailable(case.matrix.device) or module.why_unsupported(
+        case.matrix.N, case.matrix.K
+    )
+    if reason:
+        raise Refused(reason)
+    A, A_scale, weights, C = case.A, case.A_scale, case.matrix.weights, case.C
+
+    def call(i: int) -> torch.Tensor:
+        B, B_scale = weights[i]
+        module.gemm(A, A_scale, B, B_scale, C)
+        return C
+
+    return call
+
+
+PROVIDERS: dict[str, Callable[[Case], Call]] = {
+    "tilelang_gemm": _tilelang_gemm,
+    "deep_gemm": _deep_gemm,
+    "deep_gemm_row_major": _deep_gemm_row_major,
+    "cublas": _cublas,
+    "triton": _triton,
+}
+
+
+def _bare_kernel(case: Case) -> Call:
+    """The compiled TileLang kernel that the entrypoint would end in, without anything around it."""
+    from tilelang_gemm_wrapper import explain
+
+    from .compile_cache import CompileJob, compile_kernel
+    from .kernel_registry import needs_workspace
+
+    matrix = case.matrix
+    config = explain(case.M, matrix.N, matrix.K).config
+    if config is None or not config.is_tilelang:
+        raise Refused("no TileLang kernel is chosen for this shape")
+    launch = compile_kernel(CompileJob(matrix.N, matrix.K, config, matrix.device.arch))
+    C = case.C
+    extra: tuple[torch.Tensor, ...] = ()
+    if needs_workspace(config, matrix.device.arch):
+        extra = (torch.empty(config.split_k, case.M, matrix.N, dtype=torch.float32, device="cuda"),)
+    A, A_scale, weights = case.A, case.A_scale, matrix.weights
+
+    def call(i: int) -> torch.Tensor:
+        B, B_scale = weights[i]
+        launch(A, A_scale, B, B_scale, C, *extra)
+        return C
+
+    return call
+
+
+# For the time that the host needs, the kernel alone stands beside them as the least that a call can take.
+HOST_PROVIDERS: dict[str, Callable[[Case], Call]] = {**PROVIDERS, "bare_kernel": _bare_kernel}
+
+
+def chosen_kernel(M: int, N: int, K: int) -> tuple[str, str]:
+    """(kernel, configuration and where it is from) of the package's own call, for the result row."""
+    from tilelang_gemm_wrapper import explain
+
+    choice = explain(M, N, K)
+    config = choice.config
+    text = " ".join(
+        f"{name}={value}"
+        for name in ("block_M", "block_N", "block_K", "num_stages", "threads", "split_k")
+        if (value := getattr(config, name, None))
+    )
+    source = Path(str(choice.source)).name  # the file, not where this machine keeps it
+    return str(choice.kernel), f"{text} ({source})".strip()

@@ -1,0 +1,164 @@
+"""What a benchmark writes down: one row a cell and provider, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+Cell = tuple[int, int, int]  # M, N, K
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One provider on one (M, N, K). Where it could not run or ran wrong, `reason` says so; times are None.
+
+    Times are microseconds a launch, cold weights. `floor_us` is the fastest plain read of the weights,
+    `ideal_us` the larger of it and the arithmetic at the best rate seen on the chip; `pct_of_floor` is
+    floor over p50. `x_deep_gemm` and `x_triton` say how many times as fast as those this provider is.
+    """
+
+    date: str
+    device: str
+    driver: str
+    package: str
+    torch: str
+    tilelang: str
+    triton: str
+    deep_gemm: str
+    M: int
+    N: int
+    K: int
+    provider: str
+    kernel: str = ""
+    config: str = ""
+    p20_us: float | None = None
+    p50_us: float | None = None
+    p80_us: float | None = None
+    replays: int | None = None
+    launches: int | None = None
+    tflops: float | None = None
+    gb_per_s: float | None = None
+    floor_us: float | None = None
+    ideal_us: float | None = None
+    pct_of_floor: float | None = None
+    error: float | None = None
+    x_deep_gemm: float | None = None
+    x_triton: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    reason: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        return self.M, self.N, self.K
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """Host microseconds that one eager call takes, the device kept waiting for nothing."""
+
+    date: str
+    device: str
+    driver: str
+    package: str
+    torch: str
+    tilelang: str
+    triton: str
+    deep_gemm: str
+    M: int
+    N: int
+    K: int
+    provider: str
+    p20_us: float | None = None
+    p50_us: float | None = None
+    p80_us: float | None = None
+    batches: int | None = None
+    reason: str = ""
+
+
+AnyRow = TypeVar("AnyRow", Row, HostRow)
+
+
+def gemm_flops(M: int, N: int, K: int) -> float:
+    return 2.0 * M * N * K
+
+
+def gemm_bytes(M: int, N: int, K: int) -> float:
+    """Bytes that must move at least: A, B and both scales read once, C written once."""
+    scales = -(-K // 128) * (M + -(-N // 128)) * 4
+    return float(M * K + N * K + scales + 2 * M * N)
+
+
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one cell with `x_deep_gemm` and `x_triton` filled in."""
+    p50 = {row.provider: row.p50_us for row in rows}
+
+    def times_as_fast(peer: str, row: Row) -> float | None:
+        reference = p50.get(peer)
+        return reference / row.p50_us if reference and row.p50_us else None
+
+    return [
+        replace(row, x_deep_gemm=times_as_fast("deep_gemm", row), x_triton=times_as_fast("triton", row))
+        for row in rows
+    ]
+
+
+def by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
+    """(M, N, K) -> provider -> row. Of two rows for one cell and provider the later one counts."""
+    cells: dict[Cell, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        cells[row.cell][row.provider] = row
+    return dict(cells)
+
+
+def write_rows(path: Path, rows: Sequence[Row] | Sequence[HostRow], kind: type[Row] | type[HostRow]) -> None:
+    """Write a CSV whole: beside its place first, then renamed, so that no reader finds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _text(value) for name, value in asdict(row).items()})
+    beside.replace(path)
+
+
+def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
+    """Read what `write_rows` wrote. ValueError, with file and line, for a file that is not of that kind."""
+    types = {field.name: str(field.type) for field in fields(kind)}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in types if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(
+                f"{path} lacks the columns {', '.join(missing)}: it is no result file of {kind.__name__}s"
+            )
+        rows = []
+        for values in reader:
+            try:
+                rows.append(kind(**{name: _value(values[name], types[name]) for name in types}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        return rows
+
+
+def _text(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _value(text: str | None, kind: str) -> Any:
+    if text is None:
+        raise ValueError("the line is cut short")
+    if kind == "str":
+        return text
+    if not text and "None" in kind:
+        return None
+    return int(text) if kind.startswith("int") else float(text)
