@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..models import PUBLIC_M, shape_list_names, shapes_of
 from . import report
 from .conditions import record_conditions
-from .results import HostRow, Row, by_cell, read_rows, write_rows
+from .results import HostRow, Row, append_rows, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
 PROVIDER_NAMES = ("tilelang_gemm", "deep_gemm", "deep_gemm_row_major", "cublas", "triton")
@@ -155,6 +155,9 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     wanted = set(options.providers)
     todo = {(N, K): [M for M in options.m if not wanted <= done.get((M, N, K), {}).keys()] for N, K in shapes}
     todo = {shape: ms for shape, ms in todo.items() if ms}
+    # A cell is compared within one run only: what is measured again leaves nothing of its old rows.
+    rows = [row for row in rows if row.M not in todo.get((row.N, row.K), ())]
+    write_rows(path, rows, Row)
 
     if options.compile_workers:
         compile_ahead(todo, options.providers, options.compile_workers)
@@ -165,7 +168,7 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
                 N, K, ms, options.providers, environment, budget_ms=options.budget_ms
             ):
                 rows.extend(cell_rows)
-                write_rows(path, rows, Row)  # whatever ends this run, the cells before it are kept
+                append_rows(path, cell_rows)
                 progress.update()
     if options.host_overhead:
         N, K = shapes[0]

@@ -37,7 +37,13 @@ def compile_ahead(
     if not tasks:
         return
     # A forked child could not use CUDA.
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        multiprocessing.get_context("spawn"),
+        # What there is to say about a shape, the timing says once, not every worker.
+        initializer=logging.disable,
+        initargs=(logging.WARNING,),
+    )
     with pool, tqdm(total=len(tasks), unit="kernel", desc="compiling") as progress:
         futures = {pool.submit(_call_once, *task): task for task in tasks}
         for future in as_completed(futures):

@@ -64,7 +64,12 @@ def _checked(row: Row) -> Row:
         return row
     return replace(
         row,
-        **dict.fromkeys(("p20_us", "p50_us", "p80_us", "tflops", "gb_per_s", "pct_of_floor")),
+        p20_us=None,
+        p50_us=None,
+        p80_us=None,
+        tflops=None,
+        gb_per_s=None,
+        pct_of_floor=None,
         x_deep_gemm=None,
         x_triton=None,
         reason=f"measurement bug: {impossible}",

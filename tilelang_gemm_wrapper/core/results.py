@@ -6,9 +6,9 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 Cell = tuple[int, int, int]  # M, N, K
 
@@ -122,11 +122,19 @@ def write_rows(path: Path, rows: Sequence[Row] | Sequence[HostRow], kind: type[R
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _text(value) for name, value in asdict(row).items()})
+        csv.writer(file).writerow(field.name for field in fields(kind))
+        _write(file, rows)
     beside.replace(path)
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells."""
+    with path.open("a", newline="", encoding="utf-8") as file:
+        _write(file, rows)
+
+
+def _write(file: TextIO, rows: Sequence[Row] | Sequence[HostRow]) -> None:
+    csv.writer(file).writerows([_text(value) for value in astuple(row)] for row in rows)
 
 
 def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
