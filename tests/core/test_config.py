@@ -70,6 +70,7 @@ INVALID = [
     (KernelConfig("base", 128, 64, 128, 5, 256), N, K, L40S, ["num_stages = 5", "NVIDIA_L40S", "101376"]),
     (KernelConfig("deep_gemm"), N, K, L40S, ["'deep_gemm'", "Hopper", "sm_89", "triton"]),
     (KernelConfig("deep_gemm"), N, K, CPU, ["'deep_gemm'", "CUDA", "cpu"]),
+    (KernelConfig("deep_gemm"), 2564, K, H200, ["'deep_gemm'", "N is 2564", "triton"]),
     (KernelConfig("triton"), N, K, CPU, ["'triton'", "CUDA", "cpu"]),
     (KernelConfig("triton", block_M=64), N, K, H200, ["'triton'", "no tile"]),
     (KernelConfig("deep_gemm", split_k=2), N, K, H200, ["'deep_gemm'", "split_k"]),

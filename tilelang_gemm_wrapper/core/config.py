@@ -66,7 +66,7 @@ def why_invalid(config: KernelConfig, N: int, K: int, device: Device) -> str | N
     if config.kernel_type not in KERNEL_TYPES:
         return f"kernel_type is {config.kernel_type!r}; expected one of {', '.join(KERNEL_TYPES)}"
     if not config.is_tilelang:
-        return _why_fallback_invalid(config, device)
+        return _why_fallback_invalid(config, N, K, device)
     return (
         _why_problem_unfit(config, N, K, device)
         or _why_tile_invalid(config, device)
@@ -75,14 +75,17 @@ def why_invalid(config: KernelConfig, N: int, K: int, device: Device) -> str | N
     )
 
 
-def _why_fallback_invalid(config: KernelConfig, device: Device) -> str | None:
+def _why_fallback_invalid(config: KernelConfig, N: int, K: int, device: Device) -> str | None:
+    from tilelang_gemm_wrapper import backends  # the module of a backend imports torch
+
     if config != KernelConfig(config.kernel_type):
         return f"kernel_type {config.kernel_type!r} takes no tile, stages, threads or split_k; leave them out"
     if not device.is_cuda:
         return f"kernel_type {config.kernel_type!r} needs a CUDA device and this is {device.name}"
     if config.kernel_type == "deep_gemm" and not device.is_hopper:
         return f"kernel_type 'deep_gemm' needs Hopper and {device.name} is {device.arch}; use 'triton'"
-    return None
+    why = backends.backend(config.kernel_type).why_unsupported(N, K)
+    return f"kernel_type {config.kernel_type!r}: {why}; use 'triton'" if why else None
 
 
 def _why_problem_unfit(config: KernelConfig, N: int, K: int, device: Device) -> str | None:
