@@ -1,0 +1,178 @@
+"""`tilelang-gemm`: the package from the command line.
+
+Each command imports what it needs when it runs, so that `--help` answers at once. Exit status: 0 done, 1 a
+check failed, 2 wrong usage or nothing that could run, with a message that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tilelang_gemm_wrapper import __version__
+
+if TYPE_CHECKING:
+    from tilelang_gemm_wrapper.core.device import Device
+
+DONE, FAILED, CANNOT_RUN = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` defaults to the process's arguments. Returns the exit status."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "bench":
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("tilelang").setLevel(logging.WARNING)  # it announces each compile at INFO
+    try:
+        return arguments.run(arguments, rest)
+    except (ValueError, RuntimeError, ImportError) as error:
+        print(f"tilelang-gemm {arguments.command}: {error}", file=sys.stderr)
+        return CANNOT_RUN
+    except BrokenPipeError:  # `| head` has read enough
+        sys.stderr.close()
+        return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tilelang-gemm", description="FP8 block-scaled GEMM for inference.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="run a real model's linear layers in FP8 and check them")
+    demo.add_argument(
+        "--model", metavar="DIR", help="folder of a BERT sentence encoder (default: MiniLM's package)"
+    )
+    demo.add_argument("--no-bench", action="store_true", help="on a GPU: leave the timing table out")
+    demo.set_defaults(run=_demo)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and why not")
+    doctor.set_defaults(run=_doctor)
+
+    # Its options are the benchmark's own: they are handed on, --help included.
+    bench = commands.add_parser("bench", help="time every backend; --help lists the options", add_help=False)
+    bench.set_defaults(run=_bench)
+
+    warmup = commands.add_parser(
+        "warmup", help="compile ahead every kernel that calls of these shapes can need"
+    )
+    warmup.add_argument("--shapes", nargs="+", required=True, type=_shape, metavar="N,K")
+    warmup.add_argument(
+        "--m-max", type=_positive, default=8192, help="largest M that calls will have (%(default)s)"
+    )
+    warmup.set_defaults(run=_warmup)
+
+    explain = commands.add_parser("explain", help="which kernel a call would run, from which file, and why")
+    for name in ("M", "N", "K"):
+        explain.add_argument(name, type=_positive)
+    _add_device(explain)
+    explain.set_defaults(run=_explain)
+
+    configs = commands.add_parser("configs", help="the tuned files: list, show or check them")
+    actions = configs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every tuned file on the search path")
+    listing.add_argument("directories", nargs="*", help="look here instead of on the search path")
+    listing.set_defaults(run=_configs_list)
+    show = actions.add_parser("show", help="the table that serves one weight shape")
+    show.add_argument("N", type=_positive)
+    show.add_argument("K", type=_positive)
+    _add_device(show)
+    show.set_defaults(run=_configs_show)
+    check = actions.add_parser(
+        "check", help="read every file as a call would; fails where an entry is refused"
+    )
+    check.add_argument("directories", nargs="*", help="look here instead of on the search path")
+    check.set_defaults(run=_configs_check)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", metavar="NAME", help="answer for this chip, e.g. NVIDIA_H200 (default: this one)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no weight shape; expected N,K as in 4096,8192")
+    return _positive(parts[0]), _positive(parts[1])
+
+
+def _device(name: str | None) -> Device:
+    """The chip named on the command line, else this machine's."""
+    from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, canonical_name
+
+    if name is None:
+        from tilelang_gemm_wrapper.doctor import this_device
+
+        return this_device()
+    known = KNOWN_DEVICES.get(canonical_name(name))
+    if known is None:
+        raise ValueError(f"device {name!r} is not known; known are {', '.join(KNOWN_DEVICES)}")
+    return known
+
+
+def _demo(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import demo
+
+    return DONE if demo.run(arguments.model, with_benchmark=not arguments.no_bench) else FAILED
+
+
+def _doctor(_: argparse.Namespace, __: list[str]) -> int:
+    from tilelang_gemm_wrapper import doctor
+
+    print(doctor.report())
+    return DONE
+
+
+def _bench(_: argparse.Namespace, rest: list[str]) -> int:
+    from tilelang_gemm_wrapper.core import bench
+
+    return bench.main(rest) or DONE
+
+
+def _warmup(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import warmup
+
+    warmup(arguments.shapes, m_max=arguments.m_max)
+    return DONE
+
+
+def _explain(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import explain
+
+    print(explain(arguments.M, arguments.N, arguments.K, device=_device(arguments.device)))
+    return DONE
+
+
+def _configs_list(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import config_reports
+
+    print(config_reports.listing(arguments.directories or None))
+    return DONE
+
+
+def _configs_show(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import config_reports
+
+    print(config_reports.table(arguments.N, arguments.K, _device(arguments.device)))
+    return DONE
+
+
+def _configs_check(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import config_reports
+
+    text, all_usable = config_reports.check(arguments.directories or None)
+    print(text)
+    return DONE if all_usable else FAILED

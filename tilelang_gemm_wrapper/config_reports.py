@@ -1,0 +1,157 @@
+"""What `tilelang-gemm configs` and `doctor` say about tuned files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.config_file import (
+    ConfigFile,
+    ConfigFileError,
+    config_file_name,
+    parse_config_file,
+)
+from tilelang_gemm_wrapper.core.config_loader import find_config
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name
+
+_NAMED_FOR = re.compile(r"N=([0-9]+),K=([0-9]+),device_name=([^,]+)(,.*)?\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file whose name says which weight shape and device it is for."""
+
+    path: Path
+    N: int
+    K: int
+    device_name: str
+
+    def read(self) -> ConfigFile:
+        """Its usable entries on the device in its name. Raises ConfigFileError where it is of no use."""
+        device = KNOWN_DEVICES.get(canonical_name(self.device_name))
+        if device is None:
+            from tilelang_gemm_wrapper.doctor import this_device
+
+            device = this_device()  # if it is not for this one either, the refusal says so
+        return parse_config_file(self.path, self.N, self.K, device)
+
+
+def files_in(directory: str | os.PathLike[str]) -> list[FoundFile]:
+    """The tuned files of a directory by device, N and K; none where it cannot be read."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        match = _NAMED_FOR.fullmatch(name)
+        if match and not name.endswith(".meta.json"):
+            found.append(FoundFile(Path(directory, name), int(match[1]), int(match[2]), match[3]))
+    return sorted(found, key=lambda file: (file.device_name, file.N, file.K))
+
+
+def describe(config: KernelConfig) -> str:
+    """A kernel in a few characters: `swapAB 64x16 s6 t128`, split kinds with `/4` for split_k."""
+    if not config.is_tilelang:
+        return config.kernel_type
+    split = f"/{config.split_k}" if config.is_split_k else ""
+    tile = f"{config.block_M}x{config.block_N}"
+    return f"{config.kernel_type}{split} {tile} s{max(1, config.num_stages)} t{config.threads}"
+
+
+def columns(rows: Iterable[Sequence[object]], indent: str = "  ") -> str:
+    """Rows as aligned columns: numbers to the right, text to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        return ""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    numeric = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(cells[0]))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(indent + line.rstrip() for line in lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("e-", "", 1).isdigit() or text in ("", "-")
+
+
+def listing(directories: Sequence[str] | None = None) -> str:
+    """Every tuned file of each directory, with the range of M that it covers."""
+    paragraphs = []
+    for directory in _directories(directories):
+        rows: list[Sequence[object]] = [("device", "N", "K", "entries", "M")]
+        for file in files_in(directory):
+            try:
+                entries = file.read().entries
+            except ConfigFileError:
+                entries = ()
+            covered = f"{entries[0].M} to {entries[-1].M}" if entries else "none usable: see configs check"
+            rows.append((file.device_name, file.N, file.K, len(entries), covered))
+        if len(rows) > 1:
+            paragraphs.append(f"{directory}\n{columns(rows)}")
+        else:
+            state = "no tuned file" if directory.is_dir() else "does not exist"
+            paragraphs.append(f"{directory}: {state}")
+    return "\n\n".join(paragraphs)
+
+
+def table(N: int, K: int, device: Device) -> str:
+    """The tuned table that serves (N, K) on `device`, where it came from, and what was refused on the way."""
+    search = find_config(N, K, device)
+    lines = []
+    if search.file is None:
+        lines.append(f"N={N}, K={K} on {device.name}: no tuned file; looked for")
+        lines += [f"  {path}" for path in search.tried]
+    else:
+        lines.append(f"N={N}, K={K} on {device.name}: {search.file.path}")
+        rows: list[Sequence[object]] = [("M up to", "kernel", "µs")]
+        for entry in search.file.entries:
+            latency = "" if entry.latency_ms is None else f"{entry.latency_ms * 1e3:.2f}"
+            rows.append((entry.M, describe(entry.config), latency))
+        lines.append(columns(rows))
+        lines += [f"  {key}: {value}" for key, value in search.file.metadata.items()]
+    if search.refused:
+        lines.append("Refused:")
+        lines += [f"  {sentence}" for sentence in search.refused]
+    return "\n".join(lines)
+
+
+def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
+    """A line per file and per refusal, and whether every file of every directory is usable as a whole."""
+    lines, refusals, count = [], 0, 0
+    for directory in _directories(directories):
+        if not directory.is_dir():
+            lines.append(f"{directory}: does not exist")
+            refusals += directories is not None  # asked for by name, it should be there
+            continue
+        for file in files_in(directory):
+            count += 1
+            try:
+                read = file.read()
+                refused, usable = read.refused, len(read.entries)
+            except ConfigFileError as error:
+                refused, usable = (str(error),), 0
+            refusals += len(refused)
+            lines.append(f"{'ok' if not refused else 'REFUSED':8}{file.path}: {usable} usable entries")
+            lines += [f"        {sentence}" for sentence in refused]
+    lines.append(f"{count} files, {refusals} refusals")
+    if not count:
+        example = config_file_name(4096, 8192, "NVIDIA_H200")
+        lines.append(f"A tuned file is named like {example!r}.")
+    return "\n".join(lines), not refusals
+
+
+def _directories(directories: Sequence[str] | None) -> list[Path]:
+    return (
+        [Path(d) for d in directories] if directories is not None else list(configurer.config_directories())
+    )

@@ -1,0 +1,268 @@
+"""`tilelang-gemm doctor`: what this machine can run, what it cannot, and why.
+
+Nothing here may fail because something is missing: what is missing is the answer. Versions are read from
+package metadata; of the packages that run kernels only torch is imported, to ask the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+
+from tilelang_gemm_wrapper import __version__, configurer
+from tilelang_gemm_wrapper.config_reports import columns, files_in
+from tilelang_gemm_wrapper.core.compile_cache import cache_directory
+from tilelang_gemm_wrapper.core.device import Device, canonical_name, cpu_device, device_of
+
+# Distribution names, the oldest release that works, and what it is for.
+PACKAGES: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = (
+    (("torch",), (2, 9), "tensors"),
+    (("tilelang",), (0, 1, 11), "our kernels on Hopper and Ada"),
+    (("apache-tvm-ffi",), (0, 1, 11), "launches TileLang's kernels"),
+    (("triton",), (3, 4), "fallback on any GPU"),
+    (("sgl-deep-gemm", "deep-gemm", "deep_gemm"), (), "fallback on Hopper"),
+    (("numpy",), (), ""),
+    (("ray",), (), "tuning on several GPUs"),
+    (("transformers",), (), "model shapes, demo"),
+)
+# Variables of others that change what compiles or runs; ours are listed by configurer.
+OTHER_VARIABLES = (
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "TILELANG_CACHE_DIR",
+    "TILELANG_DEFAULT_TARGET",
+    "TILELANG_DISABLE_CACHE",
+    "TILELANG_EXECUTION_BACKEND",
+    "TRITON_CACHE_DIR",
+    "TRITON_INTERPRET",
+)
+
+
+def this_device() -> Device:
+    """The CUDA device that a call would run on now, or the CPU where torch has none."""
+    if util.find_spec("torch") is None:
+        return cpu_device()
+    import torch
+
+    return device_of(torch.cuda.current_device()) if torch.cuda.is_available() else cpu_device()
+
+
+def report() -> str:
+    """The whole account as text, a paragraph per subject."""
+    try:
+        device = this_device()
+    except (
+        RuntimeError,
+        OSError,
+        ImportError,
+    ):  # a broken torch or driver: the GPU paragraph says what is wrong
+        device = cpu_device()
+    sections: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("Package", _package),
+        ("GPU", _gpus),
+        ("Versions", _versions),
+        ("Compilers", _compilers),
+        (f"Backends on {device.name}", lambda: _backends(device)),
+        (f"Tuned files for {device.name}", lambda: _config_directories(device)),
+        ("Compiled kernels", _cache),
+        ("Environment", _environment),
+    )
+    return "\n\n".join(f"{title}\n{_answer(section)}" for title, section in sections)
+
+
+def _answer(section: Callable[[], str]) -> str:
+    try:
+        return section()
+    except (
+        ValueError,
+        RuntimeError,
+        OSError,
+        ImportError,
+    ) as error:  # a setting that is wrong is part of the account
+        return f"  {error}"
+
+
+def _package() -> str:
+    where = Path(__file__).resolve().parent
+    return columns(
+        (
+            ("tilelang-gemm-wrapper", __version__, where),
+            ("Python", platform.python_version(), sys.executable),
+            ("platform", platform.system(), platform.platform()),
+        )
+    )
+
+
+def _gpus() -> str:
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    lines = [
+        f"  driver {driver.splitlines()[0]}" if driver else "  no NVIDIA driver: nvidia-smi does not answer"
+    ]
+    if util.find_spec("torch") is None:
+        return "\n".join(
+            [*lines, "  torch is not installed, so no GPU can be used: pip install 'torch>=2.9'"]
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        build = f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no GPU"
+        if torch.version.cuda is None:
+            build = f"torch {torch.__version__} is built without CUDA"
+        return "\n".join([*lines, f"  {build}: calls run on the PyTorch reference, slowly"])
+    for index in range(torch.cuda.device_count()):
+        device = device_of(index)
+        dram = f"{device.dram_bytes_per_s / 1e12:.2f} TB/s" if device.dram_bytes_per_s else "unknown to us"
+        lines.append(
+            f"  {index}: {device.name}  {device.arch}  {device.sm_count} SMs  "
+            f"{device.shared_memory_per_block / 1024:.0f} KiB shared memory a block  "
+            f"{device.l2_bytes / 2**20:.0f} MiB L2  DRAM {dram}"
+        )
+    return "\n".join(lines)
+
+
+def _versions() -> str:
+    rows: list[tuple[str, str, str]] = []
+    for names, oldest, purpose in PACKAGES:
+        name, version = next(((n, v) for n in names if (v := _version(n))), (names[0], None))
+        needed = ".".join(map(str, oldest))
+        if version is None:
+            note = f"{purpose}; not installed" if purpose else "not installed"
+        elif _release(version) < oldest:
+            note = f"{purpose}; TOO OLD, {needed} or newer is needed"
+        else:
+            note = purpose
+        rows.append((name, version or "-", note))
+    return columns(rows)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc that TileLang would use, in its order: CUDA_HOME, PATH, the pip package, /usr/local/cuda."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        nvcc = Path(home, "bin", "nvcc")
+        return nvcc if nvcc.is_file() else None  # TileLang looks no further either
+    on_path = shutil.which("nvcc")
+    if on_path:
+        return Path(on_path)
+    if _version("nvidia-cuda-nvcc"):
+        for file in metadata.files("nvidia-cuda-nvcc") or ():
+            if file.name == "nvcc":
+                return Path(str(file.locate()))
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return usual if usual.is_file() else None
+
+
+def _compilers() -> str:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        first = (
+            "nvcc",
+            "not found",
+            "TileLang kernels cannot compile: install CUDA, or pip install 'tilelang[nvcc]'",
+        )
+    else:
+        release = re.search(r"release ([0-9.]+)", _output(str(nvcc), "--version") or "")
+        first = ("nvcc", release[1] if release else "does not answer", str(nvcc))
+    host = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++") or shutil.which("clang++")
+    second = (
+        ("C++", "found", host) if host else ("C++", "not found", "nvcc needs a host compiler: install g++")
+    )
+    return columns((first, second))
+
+
+def _backends(device: Device) -> str:
+    from tilelang_gemm_wrapper import backends
+
+    def why_unavailable(name: str) -> str | None:
+        try:
+            return backends.backend(name).why_unavailable(device)
+        except ImportError as error:  # torch itself is missing
+            return str(error)
+
+    reasons = {"tilelang": configurer.why_tilelang_unavailable(device)}
+    reasons |= {name: why_unavailable(name) for name in backends.BACKENDS}
+    rows = [(name, "no" if reason else "yes", reason or "") for name, reason in reasons.items()]
+    return f"{columns(rows)}\n{_answer(lambda: f'  fallback: {configurer.fallback_backend(device)[1]}')}"
+
+
+def _config_directories(device: Device) -> str:
+    lines = []
+    for directory in configurer.config_directories():
+        if not directory.is_dir():
+            lines.append(f"  {directory}: does not exist")
+            continue
+        found = files_in(directory)
+        ours = sum(canonical_name(file.device_name) == canonical_name(device.name) for file in found)
+        lines.append(f"  {directory}: {ours} for this device, {len(found) - ours} for others")
+    return "\n".join(lines)
+
+
+def _cache() -> str:
+    directory = cache_directory()
+    if not directory.is_dir():
+        parent = next(path for path in (directory, *directory.parents) if path.exists())
+        able = "can" if os.access(parent, os.W_OK) else "CANNOT"
+        return f"  {directory}: does not exist yet and {able} be created"
+    writable = "writable" if os.access(directory, os.W_OK) else "NOT WRITABLE: every process compiles anew"
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return f"  {directory}: {writable}, {len(files)} files, {_size(files) / 2**20:.1f} MiB"
+
+
+def _size(files: list[Path]) -> int:
+    total = 0
+    for path in files:
+        try:
+            total += path.stat().st_size
+        except OSError:  # another process tidies up
+            continue
+    return total
+
+
+def _environment() -> str:
+    ours = (
+        (configurer.CONFIG_DIR, configurer.config_directories),
+        (configurer.ENABLE, configurer.tilelang_enabled),
+        (configurer.CACHE_DIR, configurer.cache_directory),
+        (configurer.FALLBACK, configurer.fallback_choice),
+        (configurer.COMPILE_WORKERS, configurer.compile_workers),
+    )
+    rows = []
+    for name, read in ours:
+        if name not in os.environ:
+            continue
+        try:
+            read()
+            rows.append((name, repr(os.environ[name]), ""))
+        except ValueError as error:
+            rows.append((name, repr(os.environ[name]), f"WRONG: {error}"))
+    rows += [(name, repr(os.environ[name]), "") for name in OTHER_VARIABLES if name in os.environ]
+    return columns(rows) or "  none of the variables that matter here is set"
+
+
+def _output(*command: str) -> str | None:
+    """What a tool prints, or None where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
