@@ -91,7 +91,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Run the benchmark; the exit status is 0, or 2 where it cannot run here or the arguments are wrong."""
+    """Run the benchmark; the exit status is 0, 1 where the GPU was lost on the way, 2 if it cannot start."""
     parser = _parser(program)
     options = parser.parse_args(argv)
     if options.from_csv:
@@ -101,6 +101,10 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
             parser.error(str(error))
         _print_report(options.from_csv, rows)
         return 0
+    if not options.budget_ms > 0:
+        parser.error(f"--budget-ms {options.budget_ms}: must be above 0")
+    if options.compile_workers < 0:
+        parser.error(f"--compile-workers {options.compile_workers}: must be 0 or more")
     shapes = _shapes(parser, options)
     reason = why_cannot_run()
     if reason:
@@ -141,7 +145,7 @@ def why_cannot_run() -> str | None:
 def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> int:
     import torch
 
-    from .bench_measure import Environment, measure_shape
+    from .bench_measure import DeviceLostError, Environment, measure_shape
     from .compile_ahead import compile_ahead
     from .device import device_of
     from .host_overhead import host_overhead
@@ -161,22 +165,27 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
 
     if options.compile_workers:
         compile_ahead(todo, options.providers, options.compile_workers)
-    with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
-        for (N, K), ms in todo.items():
-            progress.set_postfix_str(f"N={N} K={K}")
-            for cell_rows in measure_shape(
-                N, K, ms, options.providers, environment, budget_ms=options.budget_ms
-            ):
-                rows.extend(cell_rows)
-                append_rows(path, cell_rows)
-                progress.update()
-    if options.host_overhead:
-        N, K = shapes[0]
-        host_rows = host_overhead(N, K, environment)
-        write_rows(report.host_csv(path), host_rows, HostRow)
-        print(report.host_table(host_rows))
-    _print_report(path, rows)
-    return 0
+    status = 0
+    try:
+        with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
+            for (N, K), ms in todo.items():
+                progress.set_postfix_str(f"N={N} K={K}")
+                for cell_rows in measure_shape(
+                    N, K, ms, options.providers, environment, budget_ms=options.budget_ms
+                ):
+                    rows.extend(cell_rows)
+                    append_rows(path, cell_rows)
+                    progress.update()
+        if options.host_overhead:
+            host_rows = host_overhead(*shapes[0], environment)
+            write_rows(report.host_csv(path), host_rows, HostRow)
+            print(report.host_table(host_rows))
+    except DeviceLostError as lost:
+        print(lost, file=sys.stderr)
+        status = 1
+    if rows:
+        _print_report(path, rows)
+    return status
 
 
 def _print_report(path: Path, rows: Sequence[Row]) -> None:

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 MAX_ERROR = 3e-6  # 1 - 2<x,y>/(<x,x>+<y,y>) against float32; right kernels stand at 1.4e-6
 
 
+class DeviceLostError(RuntimeError):
+    """A kernel has poisoned the CUDA context; only a new process can measure on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What every row of one run has in common."""
@@ -73,7 +77,7 @@ def measure_shape(
 ) -> Iterator[list[Row]]:
     """Measure one weight shape on the current CUDA device; yields the rows of one M after the other.
 
-    The weight copies, the reference and the floor are made once for all M. Raises RuntimeError where a
+    The weight copies, the reference and the floor are made once for all M. Raises DeviceLostError where a
     provider has left the CUDA context unusable: nothing measured after that would mean anything.
     """
     matrix = Matrix.random(max(ms), N, K, device_of(torch.cuda.current_device()))
@@ -159,7 +163,7 @@ def _stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as lost:
-        raise RuntimeError(
+        raise DeviceLostError(
             f"{provider} has left the CUDA context unusable ({_first_line(failure)}): the rows before it are "
             f"written; go on with --resume and --providers without {provider}"
         ) from lost

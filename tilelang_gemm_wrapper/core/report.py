@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .device import KNOWN_DEVICES, canonical_name
-from .results import Cell, HostRow, Row, by_cell, gemm_flops, read_rows
+from .results import Cell, HostRow, Row, by_cell, gemm_flops, read_rows, with_ratios
 from .timing import L2_MULTIPLE, why_impossible
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,12 @@ def geomean(values: Iterable[float]) -> float | None:
 
 
 def checked(rows: Iterable[Row]) -> list[Row]:
-    """The rows with every impossible time taken out, and the reason put in its place."""
-    return [_checked(row) for row in rows]
+    """The rows with every impossible time taken out, the reason put in its place, and ratios made anew.
+
+    Of two rows for one cell and provider the later one counts.
+    """
+    cells = by_cell(map(_checked, rows))
+    return [row for by_provider in cells.values() for row in with_ratios(list(by_provider.values()))]
 
 
 def _checked(row: Row) -> Row:
@@ -70,8 +74,6 @@ def _checked(row: Row) -> Row:
         tflops=None,
         gb_per_s=None,
         pct_of_floor=None,
-        x_deep_gemm=None,
-        x_triton=None,
         reason=f"measurement bug: {impossible}",
     )
 

@@ -1,0 +1,175 @@
+"""The benchmark command where it must not, or cannot, measure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tilelang_gemm_wrapper.core import bench
+from tilelang_gemm_wrapper.core.results import Row, read_rows, write_rows
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "benchmark_tilelang_gemm.py"
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def row(provider, M, **fields):
+    environment = dict.fromkeys(("date", "driver", "package", "torch", "tilelang", "triton", "deep_gemm"), "")
+    return Row(**environment, device="NVIDIA_H200", M=M, N=4096, K=8192, provider=provider, **fields)
+
+
+def test_the_script_explains_itself():
+    help_text = subprocess.check_output([sys.executable, SCRIPT, "--help"], text=True, timeout=60)
+    for option in ("--N", "--K", "--shapes", "--m", "--providers", "--output", "--host-overhead", "--resume"):
+        assert option in help_text
+
+
+def test_without_a_gpu_it_says_why_and_exits_2(without_gpu, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert bench.main(["--N", "4096", "--K", "8192"]) == 2
+
+    message = capsys.readouterr().err
+    assert message.startswith("The benchmark cannot run here: torch ")
+    assert "need an NVIDIA GPU" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --N and --K, or --shapes"),
+        (["--N", "4096"], "give --N and --K, or --shapes"),
+        (["--shapes", "public", "--N", "4096", "--K", "8192"], "not both"),
+        (["--shapes", "qwen9"], "invalid choice: 'qwen9'"),
+        (["--N", "0", "--K", "8192"], "--N 0 --K 8192: both must be at least 1"),
+        (["--N", "3", "--K", "5"], "a multiple of 16"),
+        (["--N", "4096", "--K", "8192", "--m", "1,x"], "'1,x' is no list of whole numbers"),
+        (["--N", "4096", "--K", "8192", "--m", "0,8"], "holds a number below 1"),
+        (["--N", "4096", "--K", "8192", "--providers", "triton,cutlass"], "unknown provider cutlass"),
+        (["--N", "4096", "--K", "8192", "--budget-ms", "0"], "--budget-ms 0.0: must be above 0"),
+        (
+            ["--N", "4096", "--K", "8192", "--compile-workers", "-1"],
+            "--compile-workers -1: must be 0 or more",
+        ),
+        (["--from-csv", "no such file.csv"], "no such file.csv"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_runs(arguments, message, without_gpu, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        bench.main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_csv_alone_gives_the_report_again(without_gpu, capsys, tmp_path):
+    path = tmp_path / "old.csv"
+    write_rows(path, [row("tilelang_gemm", 1, p20_us=19.0, p50_us=20.0, p80_us=21.0, ideal_us=10.0)], Row)
+
+    assert bench.main(["--from-csv", str(path)]) == 0
+
+    assert "20.00 (19.00–21.00)" in (tmp_path / "old.md").read_text()
+    assert "2.00 (2.00)" in capsys.readouterr().out
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Runs the command, every provider made to take 20 us. Gives (status, cells measured, rows written)."""
+    from tilelang_gemm_wrapper.core import bench_measure
+    from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
+    from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+
+    path = tmp_path / "results.csv"
+
+    def run(*arguments, lost_at=None):
+        cells = []
+
+        def measure_shape(N, K, ms, providers, environment, *, budget_ms):
+            for M in ms:
+                if lost_at == M:
+                    raise DeviceLostError("cublas has left the CUDA context unusable")
+                cells.append((M, N, K))
+                yield [
+                    row(name, M, p20_us=20.0, p50_us=20.0, p80_us=20.0, ideal_us=10.0) for name in providers
+                ]
+
+        monkeypatch.setattr(bench_measure, "measure_shape", measure_shape)
+        monkeypatch.setattr(
+            "tilelang_gemm_wrapper.core.device.device_of", lambda i: KNOWN_DEVICES["NVIDIA_H200"]
+        )
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        status = bench.main(
+            ["--N", "4096", "--K", "8192", "--compile-workers", "0", "--output", str(path), *arguments]
+        )
+        return status, cells, read_rows(path, Row)
+
+    run.path = path
+    return run
+
+
+def test_every_m_is_measured_and_written(measured, capsys):
+    status, cells, rows = measured("--m", "1,16", "--providers", "tilelang_gemm,triton")
+
+    assert status == 0
+    assert cells == [(1, 4096, 8192), (16, 4096, 8192)]
+    assert [(row.provider, row.M) for row in rows] == [
+        ("tilelang_gemm", 1),
+        ("triton", 1),
+        ("tilelang_gemm", 16),
+        ("triton", 16),
+    ]
+    assert f"written: {measured.path}" in capsys.readouterr().out
+    assert measured.path.with_suffix(".md").exists()
+
+
+def test_resume_keeps_whole_cells_and_measures_incomplete_ones_anew(measured):
+    times = {"p20_us": 99.0, "p50_us": 99.0, "p80_us": 99.0}
+    old = [row("tilelang_gemm", 1, **times), row("triton", 1, **times), row("triton", 8, **times)]
+    write_rows(measured.path, old, Row)
+
+    _, cells, rows = measured("--m", "1,8,16", "--providers", "tilelang_gemm,triton", "--resume")
+
+    assert cells == [(8, 4096, 8192), (16, 4096, 8192)]
+    assert {(row.provider, row.M): row.p50_us for row in rows} == {
+        ("tilelang_gemm", 1): 99.0,
+        ("triton", 1): 99.0,
+        ("tilelang_gemm", 8): 20.0,
+        ("triton", 8): 20.0,  # not the 99 of another run beside it
+        ("tilelang_gemm", 16): 20.0,
+        ("triton", 16): 20.0,
+    }
+
+
+def test_without_resume_old_rows_are_gone(measured):
+    write_rows(measured.path, [row("triton", 512, p50_us=99.0)], Row)
+    _, _, rows = measured("--m", "1", "--providers", "triton")
+    assert [row.M for row in rows] == [1]
+
+
+def test_a_lost_device_keeps_and_reports_what_was_measured(measured, capsys):
+    status, _, rows = measured("--m", "1,8,16", "--providers", "triton", lost_at=8)
+
+    assert status == 1
+    assert [row.M for row in rows] == [1]
+    assert "cublas has left the CUDA context unusable" in capsys.readouterr().err
+    assert measured.path.with_suffix(".md").exists()
+
+
+def test_results_of_a_list_go_to_the_folder_of_the_device(measured, tmp_path, monkeypatch):
+    # --output is given by the fixture first; a second one with the default rule is what this test is about.
+    monkeypatch.chdir(tmp_path)
+    measured("--m", "1", "--providers", "triton")  # patches the measuring
+    assert (
+        bench.main(["--shapes", "qwen3-4b", "--m", "1", "--providers", "triton", "--compile-workers", "0"])
+        == 0
+    )
+    folder = tmp_path / "benchmarks" / "results" / "NVIDIA_H200"
+    assert {"gemm_qwen3-4b.csv", "gemm_qwen3-4b.md"} <= {file.name for file in folder.iterdir()}

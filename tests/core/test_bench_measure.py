@@ -1,0 +1,171 @@
+"""A cell of the benchmark, on the CPU: what is checked before it is timed, and what becomes of what fails."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tilelang_gemm_wrapper.core import bench_measure
+from tilelang_gemm_wrapper.core.bench import PROVIDER_NAMES
+from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError, Environment
+from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Matrix, Refused
+from tilelang_gemm_wrapper.core.conditions import Conditions
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+from tilelang_gemm_wrapper.core.timing import Timing, TimingError
+from tilelang_gemm_wrapper.core.workload import random_workload, reference
+
+N, K, COPIES = 256, 256, 3
+ENVIRONMENT = Environment("2026-01-02", "NVIDIA_H200", "580", "0.1.0", "2.11", "0.1.15", "3.6", "")
+
+
+def right(case):
+    def call(i):
+        case.matrix.weights[i]  # an index beyond the copies would raise
+        case.C.copy_(case.reference)
+        return case.C
+
+    return call
+
+
+def half_written(case):
+    def call(i):
+        case.C[:, : N // 2].copy_(case.reference[:, : N // 2])
+        return case.C
+
+    return call
+
+
+def off_by_a_scale(case):
+    return lambda i: (case.reference * 1.01).bfloat16()
+
+
+def refusing(case):
+    raise Refused("deep_gemm is not installed")
+
+
+def raising(case):
+    def call(i):
+        raise RuntimeError("M must be above 1\nand a long trace")
+
+    return call
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Runs `measure_shape` on CPU tensors with given providers; `timed` collects what reached the timing."""
+    timed = []
+
+    def run(providers, ms=(4,), us=10.0, fail_in_capture=()):
+        def time_interleaved(calls, copies, budget_ms):
+            timed.append(tuple(calls))
+            for name, call in calls.items():
+                if name in fail_in_capture:
+                    raise TimingError(name, RuntimeError("not permitted under capture"))
+                call(copies - 1)
+            return {name: Timing(us * 0.9, us, us * 1.1, 20, 48) for name in calls}
+
+        def random(m_max, n, k, device):
+            inputs = random_workload(m_max, n, k)
+            C = torch.empty(m_max, n, dtype=torch.bfloat16)
+            weights = ((inputs.B, inputs.B_scale),) * COPIES
+            return Matrix(device, n, k, inputs.A, inputs.A_scale, weights, C, reference(inputs))
+
+        monkeypatch.setattr(bench_measure, "PROVIDERS", providers)
+        monkeypatch.setattr(bench_measure, "time_interleaved", time_interleaved)
+        monkeypatch.setattr(bench_measure.Matrix, "random", random)
+        monkeypatch.setattr(bench_measure, "streaming_floor_us", lambda weights: 5.0)
+        monkeypatch.setattr(bench_measure, "record_conditions", lambda: Conditions(sm_clock_mhz=1980.0))
+        monkeypatch.setattr(bench_measure, "device_of", lambda index: KNOWN_DEVICES["NVIDIA_H200"])
+        monkeypatch.setattr(bench_measure, "chosen_kernel", lambda M, N, K: ("swapAB", "block_M=64"))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        cells = bench_measure.measure_shape(N, K, ms, tuple(providers), ENVIRONMENT)
+        return [{row.provider: row for row in cell} for cell in cells]
+
+    return SimpleNamespace(run=run, timed=timed)
+
+
+def test_a_right_provider_is_timed_and_its_row_is_complete(bench):
+    (cell,) = bench.run({"tilelang_gemm": right, "deep_gemm": right})
+
+    ours = cell["tilelang_gemm"]
+    assert (ours.p20_us, ours.p50_us, ours.p80_us, ours.replays, ours.launches) == (9.0, 10.0, 11.0, 20, 48)
+    assert (ours.kernel, ours.config) == ("swapAB", "block_M=64")
+    assert ours.tflops == pytest.approx(2 * 4 * N * K / 10e-6 / 1e12)
+    assert ours.gb_per_s == pytest.approx((4 * K + N * K + 4 * (4 * 2 + 4) + 2 * 4 * N) / 10e-6 / 1e9)
+    assert (ours.floor_us, ours.ideal_us, ours.pct_of_floor) == (5.0, 5.0, 50.0)
+    assert ours.error < 3e-6
+    assert ours.x_deep_gemm == 1.0
+    assert ours.sm_clock_mhz == 1980.0
+    assert ours.device == "NVIDIA_H200"
+    assert cell["deep_gemm"].kernel == ""
+
+
+def test_every_m_has_its_own_cell_on_the_same_weights(bench):
+    cells = bench.run({"triton": right}, ms=(1, 3))
+    assert [cell["triton"].cell for cell in cells] == [(1, N, K), (3, N, K)]
+    assert all(cell["triton"].p50_us for cell in cells)
+
+
+@pytest.mark.parametrize(("wrong", "error"), [(half_written, float("inf")), (off_by_a_scale, 5e-5)])
+def test_a_wrong_provider_is_never_timed(bench, wrong, error):
+    # It runs after a right one, whose result must not be taken for its own.
+    (cell,) = bench.run({"triton": right, "deep_gemm": wrong})
+
+    assert bench.timed == [("triton",)]
+    assert cell["deep_gemm"].p50_us is None
+    assert cell["deep_gemm"].error == pytest.approx(error, rel=0.1)
+    assert cell["deep_gemm"].reason.startswith("wrong: error")
+    assert cell["triton"].p50_us == 10.0
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [(refusing, "deep_gemm is not installed"), (raising, "RuntimeError: M must be above 1")],
+)
+def test_a_provider_that_cannot_run_leaves_its_reason_and_the_rest_goes_on(bench, provider, reason):
+    (cell,) = bench.run({"cublas": provider, "triton": right})
+
+    assert cell["cublas"].reason == reason
+    assert cell["cublas"].p50_us is None
+    assert cell["triton"].p50_us == 10.0
+
+
+def test_a_provider_that_cannot_be_captured_leaves_its_reason_and_the_rest_is_timed(bench):
+    (cell,) = bench.run({"cublas": right, "triton": right}, fail_in_capture={"cublas"})
+
+    assert bench.timed == [("cublas", "triton"), ("triton",)]
+    assert "not permitted under capture" in cell["cublas"].reason
+    assert cell["triton"].p50_us == 10.0
+
+
+def test_a_time_below_the_physical_limit_is_a_measurement_bug_not_a_result(bench):
+    (cell,) = bench.run({"triton": right}, us=0.01)  # 65 KB in 10 ns is 6.5 TB/s
+
+    assert cell["triton"].p50_us is None
+    assert cell["triton"].reason.startswith("measurement bug")
+
+
+def test_a_lost_device_ends_the_run(bench, monkeypatch):
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def breaking(case):
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+        return raising(case)
+
+    with pytest.raises(DeviceLostError, match="triton has left the CUDA context unusable"):
+        bench.run({"triton": breaking, "cublas": right})
+
+
+def test_the_command_names_the_providers_that_exist():
+    assert tuple(PROVIDERS) == PROVIDER_NAMES
+
+
+def test_the_environment_names_installed_versions():
+    environment = Environment.here("NVIDIA_H200", None)
+    assert environment.torch == torch.__version__
+    assert environment.driver == ""
+    assert environment.as_fields()["device"] == "NVIDIA_H200"
