@@ -43,7 +43,7 @@ INVALID = [
     (changed(BASE, kernel_type="swapab"), N, K, H200, ["kernel_type", "'swapab'"]),
     (BASE, N, K, B200, ["kernel_type", "'base'", "NVIDIA_B200", "sm_100", "fallback"]),
     (BASE, N, K, CPU, ["kernel_type", "cpu", "fallback"]),
-    (BASE, 6150, K, H200, ["N = 6150", "multiple of 16", "triton"]),
+    (BASE, 6152, K, H200, ["N = 6152", "multiple of 16", "triton"]),
     (BASE, 0, K, H200, ["N = 0", "positive"]),
     (BASE, N, 3884, H200, ["K = 3884", "multiple of 128", "triton"]),
     (BASE, N, -128, H200, ["K = -128", "positive"]),

@@ -227,6 +227,7 @@ def test_written_file_can_be_read_by_upstreams_loader(path):
         "latency_ms": 0.0073,
         "tflops": 4.31,
     }
+    assert "split_k" not in table[1024]
     assert table[64] == {"kernel_type": "deep_gemm", "latency_ms": 0.0078}
     assert set().union(*table.values()) <= set(KNOWN_FIELDS)
 

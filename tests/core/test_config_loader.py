@@ -1,4 +1,4 @@
-"""core/config_loader.py: which file serves a shape, what is said of the others, and which entry serves an M."""
+"""core/config_loader.py: which file serves a shape, what is said of the others, and which entry serves M."""
 
 from __future__ import annotations
 
