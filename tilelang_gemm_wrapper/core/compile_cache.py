@@ -147,7 +147,11 @@ def _tilelang() -> Any:
 def cache_directory() -> Path:
     """Where compiled kernels are kept between processes."""
     own = configurer.cache_directory()
-    return own if own is not None else Path(os.environ.get("TILELANG_CACHE_DIR", Path.home() / ".tilelang" / "cache"))
+    return (
+        own
+        if own is not None
+        else Path(os.environ.get("TILELANG_CACHE_DIR", Path.home() / ".tilelang" / "cache"))
+    )
 
 
 def _marker(job: CompileJob) -> Path:

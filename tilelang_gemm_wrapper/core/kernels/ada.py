@@ -11,7 +11,21 @@ from tilelang_gemm_wrapper.core.kernels.hopper import K_STEP
 
 @T.macro
 def accumulate_tokens_by_weights(
-    A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum, M, m_start, n_start, first_step, steps, num_stages
+    A,
+    A_scale,
+    B,
+    B_scale,
+    A_shared,
+    B_shared,
+    scale,
+    partial,
+    accum,
+    M,
+    m_start,
+    n_start,
+    first_step,
+    steps,
+    num_stages,
 ):
     """accum[token, weight] += scaled partial of each K step; `scale` is a (tile_tokens,) fragment."""
     tile_tokens, tile_weights = accum.shape
@@ -31,7 +45,21 @@ def accumulate_tokens_by_weights(
 
 @T.macro
 def accumulate_weights_by_tokens(
-    A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum, M, m_start, n_start, first_step, steps, num_stages
+    A,
+    A_scale,
+    B,
+    B_scale,
+    A_shared,
+    B_shared,
+    scale,
+    partial,
+    accum,
+    M,
+    m_start,
+    n_start,
+    first_step,
+    steps,
+    num_stages,
 ):
     """accum[weight, token] += scaled partial of each K step; `scale` is a (tile_tokens,) fragment."""
     tile_weights, tile_tokens = accum.shape
@@ -58,7 +86,9 @@ def sum_splits(partials, C, M, N, split_k):
         T.clear(total)
         for split in T.serial(split_k):
             for j in T.Parallel(columns):
-                total[j] += T.if_then_else(n_tile * columns + j < N, partials[split, m, n_tile * columns + j], 0.0)
+                total[j] += T.if_then_else(
+                    n_tile * columns + j < N, partials[split, m, n_tile * columns + j], 0.0
+                )
         for j in T.Parallel(columns):
             if n_tile * columns + j < N:
                 C[m, n_tile * columns + j] = total[j]

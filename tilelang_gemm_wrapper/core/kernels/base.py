@@ -40,7 +40,9 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
 
             if T.get_thread_binding() >= threads:
-                hopper.fill_ring(A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False)
+                hopper.fill_ring(
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False
+                )
             else:
                 T.clear(accum)
                 for k in T.serial(steps):

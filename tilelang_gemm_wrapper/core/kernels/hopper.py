@@ -65,7 +65,9 @@ def swizzled(*buffers):
 
 
 @T.macro
-def fill_ring(A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once):
+def fill_ring(
+    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once
+):
     """Producer warp: load each K step's token tile and weight tile into the next free slot.
 
     `weights_once`: no later CTA will read these weights again, so they need not stay in the L2 cache.
@@ -97,7 +99,12 @@ def multiply_step(rows_shared, columns_shared, partial, full, empty, k, policy):
     slot = k % rows_shared.shape[0]
     T.barrier_wait(full[slot], (k // rows_shared.shape[0]) & 1)
     T.wgmma_gemm(
-        rows_shared[slot, :, :], columns_shared[slot, :, :], partial, transpose_B=True, policy=policy, clear_accum=True
+        rows_shared[slot, :, :],
+        columns_shared[slot, :, :],
+        partial,
+        transpose_B=True,
+        policy=policy,
+        clear_accum=True,
     )
     T.wait_wgmma(0)
     if T.get_thread_binding() % 32 == 0:
@@ -144,7 +151,9 @@ def stage_scales(A_scale, B_scale, scale_shared, M, m_start, n_start, first_step
     steps, tile_tokens = scale_shared.shape
     for k, j in T.Parallel(steps, tile_tokens):
         scale_shared[k, j] = T.if_then_else(
-            m_start + j < M, A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k], 0.0
+            m_start + j < M,
+            A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k],
+            0.0,
         )
     T.sync_threads(1, threads)
 

@@ -42,7 +42,9 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
 
             if T.get_thread_binding() >= threads:
-                hopper.fill_ring(A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, True)
+                hopper.fill_ring(
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, True
+                )
             else:
                 hopper.stage_scales(A_scale, B_scale, scale_shared, M, m_start, n_start, 0, threads)
                 T.clear(accum)
