@@ -81,7 +81,10 @@ def measure_shape(
     provider has left the CUDA context unusable: nothing measured after that would mean anything.
     """
     matrix = Matrix.random(max(ms), N, K, device_of(torch.cuda.current_device()))
-    floor_us = streaming_floor_us([B for B, _ in matrix.weights])
+    floor_us: float | None = streaming_floor_us([B for B, _ in matrix.weights])
+    if impossible := why_impossible(floor_us, N * K, 0, matrix.device):
+        logger.warning("N=%d K=%d: no floor is given: %s", N, K, impossible)
+        floor_us = None
     conditions = record_conditions()
     for warning in conditions.warnings():
         logger.warning("N=%d K=%d: %s", N, K, warning)
@@ -93,7 +96,7 @@ def measure_shape(
             K=K,
             provider="",
             floor_us=floor_us,
-            ideal_us=ideal_us(floor_us, gemm_flops(M, N, K), matrix.device),
+            ideal_us=ideal_us(floor_us, gemm_flops(M, N, K), matrix.device) if floor_us else None,
             sm_clock_mhz=conditions.sm_clock_mhz,
             temperature_c=conditions.temperature_c,
             power_w=conditions.power_w,

@@ -14,6 +14,7 @@ from ..quantize import convert_scale_layout
 from .device import Device
 from .timing import cold_copies
 from .workload import random_workload, reference
+from .wrapper import gemm_for
 
 Call = Callable[[int], torch.Tensor]
 
@@ -160,26 +161,17 @@ PROVIDERS: dict[str, Callable[[Case], Call]] = {
 
 
 def _bare_kernel(case: Case) -> Call:
-    """The compiled TileLang kernel that the entrypoint would end in, without anything around it."""
-    from tilelang_gemm_wrapper import explain
-
-    from .compile_cache import CompileJob, compile_kernel
-    from .kernel_registry import needs_workspace
-
-    matrix = case.matrix
-    config = explain(case.M, matrix.N, matrix.K).config
-    if config is None or not config.is_tilelang:
+    """What the entrypoint would launch, without anything around it."""
+    gemm = gemm_for(case.matrix.N, case.matrix.K, torch.cuda.current_device())
+    position = gemm.table.index(case.M)
+    launch = gemm.prepare(position)
+    if gemm.choices[position].config is None:
         raise Refused("no TileLang kernel is chosen for this shape")
-    launch = compile_kernel(CompileJob(matrix.N, matrix.K, config, matrix.device.arch))
-    C = case.C
-    extra: tuple[torch.Tensor, ...] = ()
-    if needs_workspace(config, matrix.device.arch):
-        extra = (torch.empty(config.split_k, case.M, matrix.N, dtype=torch.float32, device="cuda"),)
-    A, A_scale, weights = case.A, case.A_scale, matrix.weights
+    A, A_scale, weights, C = case.A, case.A_scale, case.matrix.weights, case.C
 
     def call(i: int) -> torch.Tensor:
         B, B_scale = weights[i]
-        launch(A, A_scale, B, B_scale, C, *extra)
+        launch(A, A_scale, B, B_scale, C)
         return C
 
     return call
@@ -190,15 +182,10 @@ HOST_PROVIDERS: dict[str, Callable[[Case], Call]] = {**PROVIDERS, "bare_kernel":
 
 
 def chosen_kernel(M: int, N: int, K: int) -> tuple[str, str]:
-    """(kernel, configuration and where it is from) of the package's own call, for the result row."""
-    from tilelang_gemm_wrapper import explain
-
-    choice = explain(M, N, K)
-    config = choice.config
-    text = " ".join(
-        f"{name}={value}"
-        for name in ("block_M", "block_N", "block_K", "num_stages", "threads", "split_k")
-        if (value := getattr(config, name, None))
-    )
-    source = Path(str(choice.source)).name  # the file, not where this machine keeps it
-    return str(choice.kernel), f"{text} ({source})".strip()
+    """(kernel, configuration and its source) of the package's own call, as it was launched, for its row."""
+    gemm = gemm_for(N, K, torch.cuda.current_device())
+    choice = gemm.choices[gemm.table.index(M)]
+    fields = ("block_M", "block_N", "block_K", "num_stages", "threads", "split_k")
+    values = [f"{name}={getattr(choice.config, name)}" for name in fields] if choice.config else []
+    source = Path(choice.source).name  # the file, not where this machine keeps it
+    return choice.kernel, " ".join((*values, f"({source})"))

@@ -1,4 +1,4 @@
-"""Compile what a benchmark will call, in parallel processes, into the disk cache of each provider."""
+"""Compile what a benchmark will call before its first timing, in parallel, into caches on disk."""
 
 from __future__ import annotations
 
@@ -12,40 +12,37 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-# The others have nothing to compile, or share what these compile.
-_COMPILED = ("tilelang_gemm", "deep_gemm", "triton")
+_COMPILED_BACKENDS = ("deep_gemm", "triton")
 
 
 def compile_ahead(
     cells: Mapping[tuple[int, int], Sequence[int]], providers: Sequence[str], workers: int
 ) -> None:
-    """Call every provider once on every cell, (N, K) -> its M, in `workers` processes of their own.
+    """Compile for every (N, K) and its M, with `workers` processes for the backends, on the current device.
 
     DeepGEMM compiles a kernel per shape and tile with nvcc, seconds each: one after the other that would take
     longer than the timing itself. A failure here is only logged; the timing meets it again and records it.
     """
-    # Large M first: they differ in kernel most. The many small M that share one then find it compiled.
-    longest = max((len(ms) for ms in cells.values()), default=0)
+    # One process has all M of a shape: two that compile one kernel would race for its place in the cache.
     tasks = [
-        (N, K, sorted(ms, reverse=True)[rank], provider)
-        for rank in range(longest)
-        for (N, K), ms in cells.items()
-        if rank < len(ms)
-        for provider in providers
-        if provider in _COMPILED
+        (name, N, K, ms) for name in _COMPILED_BACKENDS if name in providers for (N, K), ms in cells.items()
     ]
-    if not tasks:
-        return
-    # A forked child could not use CUDA.
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        multiprocessing.get_context("spawn"),
-        # What there is to say about a shape, the timing says once, not every worker.
-        initializer=logging.disable,
-        initargs=(logging.WARNING,),
-    )
-    with pool, tqdm(total=len(tasks), unit="kernel", desc="compiling") as progress:
-        futures = {pool.submit(_call_once, *task): task for task in tasks}
+    if tasks:
+        _in_processes(tasks, min(workers, len(tasks)))
+    if "tilelang_gemm" in providers and cells:
+        from tilelang_gemm_wrapper import warmup
+
+        # After the backends: where a table names one of them, its kernels are found compiled.
+        warmup(cells, m_max=max(map(max, cells.values())))
+
+
+def _in_processes(tasks: Sequence[tuple[str, int, int, Sequence[int]]], workers: int) -> None:
+    context = multiprocessing.get_context("spawn")  # a forked child could not use CUDA
+    with (
+        ProcessPoolExecutor(workers, context) as pool,
+        tqdm(total=len(tasks), unit="shape", desc="compiling peers") as progress,
+    ):
+        futures = {pool.submit(_warm_backend, *task): task for task in tasks}
         for future in as_completed(futures):
             progress.update()
             try:
@@ -57,26 +54,13 @@ def compile_ahead(
                 logger.debug("compiling ahead for %s failed: %s", futures[future], error)
 
 
-def _call_once(N: int, K: int, M: int, provider: str) -> None:
+def _warm_backend(name: str, N: int, K: int, ms: Sequence[int]) -> None:
     import torch
 
-    from .bench_providers import PROVIDERS, Matrix
+    from ..backends import backend
     from .device import device_of
 
-    def zeros(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(rows, columns, dtype=dtype, device="cuda")
-
-    groups = -(-K // 128)
-    C = zeros(M, N, torch.bfloat16)
-    matrix = Matrix(
-        device_of(torch.cuda.current_device()),
-        N,
-        K,
-        A=zeros(M, K, torch.float8_e4m3fn),
-        A_scale=zeros(M, groups, torch.float32),
-        weights=((zeros(N, K, torch.float8_e4m3fn), zeros(-(-N // 128), groups, torch.float32)),),
-        C=C,
-        reference=C,
-    )
-    PROVIDERS[provider](matrix.case(M))(0)
-    torch.cuda.synchronize()
+    module = backend(name)
+    if not (module.why_unavailable(device_of(torch.cuda.current_device())) or module.why_unsupported(N, K)):
+        module.warmup(N, K, ms)
+        torch.cuda.synchronize()
