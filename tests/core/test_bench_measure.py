@@ -57,7 +57,7 @@ def bench(monkeypatch):
     """Runs `measure_shape` on CPU tensors with given providers; `timed` collects what reached the timing."""
     timed = []
 
-    def run(providers, ms=(4,), us=10.0, fail_in_capture=()):
+    def run(providers, ms=(4,), us=10.0, fail_in_capture=(), floor_us=5.0):
         def time_interleaved(calls, copies, budget_ms):
             timed.append(tuple(calls))
             for name, call in calls.items():
@@ -75,7 +75,7 @@ def bench(monkeypatch):
         monkeypatch.setattr(bench_measure, "PROVIDERS", providers)
         monkeypatch.setattr(bench_measure, "time_interleaved", time_interleaved)
         monkeypatch.setattr(bench_measure.Matrix, "random", random)
-        monkeypatch.setattr(bench_measure, "streaming_floor_us", lambda weights: 5.0)
+        monkeypatch.setattr(bench_measure, "streaming_floor_us", lambda weights: floor_us)
         monkeypatch.setattr(bench_measure, "record_conditions", lambda: Conditions(sm_clock_mhz=1980.0))
         monkeypatch.setattr(bench_measure, "device_of", lambda index: KNOWN_DEVICES["NVIDIA_H200"])
         monkeypatch.setattr(bench_measure, "chosen_kernel", lambda M, N, K: ("swapAB", "block_M=64"))
@@ -146,6 +146,14 @@ def test_a_time_below_the_physical_limit_is_a_measurement_bug_not_a_result(bench
 
     assert cell["triton"].p50_us is None
     assert cell["triton"].reason.startswith("measurement bug")
+
+
+def test_an_impossible_floor_is_left_out_and_said(bench, caplog):
+    (cell,) = bench.run({"triton": right}, floor_us=0.01)
+
+    assert (cell["triton"].floor_us, cell["triton"].ideal_us, cell["triton"].pct_of_floor) == (None,) * 3
+    assert cell["triton"].p50_us == 10.0
+    assert "no floor is given: 0.01 us" in caplog.text
 
 
 def test_a_lost_device_ends_the_run(bench, monkeypatch):

@@ -81,10 +81,11 @@ def measure_shape(
     provider has left the CUDA context unusable: nothing measured after that would mean anything.
     """
     matrix = Matrix.random(max(ms), N, K, device_of(torch.cuda.current_device()))
-    floor_us: float | None = streaming_floor_us([B for B, _ in matrix.weights])
-    if impossible := why_impossible(floor_us, N * K, 0, matrix.device):
+    read_us = streaming_floor_us([B for B, _ in matrix.weights])
+    impossible = why_impossible(read_us, N * K, 0, matrix.device)
+    if impossible:
         logger.warning("N=%d K=%d: no floor is given: %s", N, K, impossible)
-        floor_us = None
+    floor_us = None if impossible else read_us
     conditions = record_conditions()
     for warning in conditions.warnings():
         logger.warning("N=%d K=%d: %s", N, K, warning)
