@@ -46,7 +46,7 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     The launcher takes the PrimFunc's tensors positionally and launches on the current stream. It is the raw
     TVM-FFI function: TileLang's own call wrapper walks the parameter list in Python on every call.
     """
-    tilelang = _tilelang()
+    tilelang = tilelang_module()
     kernel = tilelang.compile(
         kernel_registry.build(job.N, job.K, job.config, job.arch),
         target={"kind": "cuda", "arch": job.arch},
@@ -133,7 +133,7 @@ def _entry_function(kernel: Any) -> Callable[..., None]:
 
 
 @lru_cache(maxsize=1)
-def _tilelang() -> Any:
+def tilelang_module() -> Any:
     """Import TileLang with its cache where the user wants it and its per-compile INFO lines off."""
     directory = configurer.cache_directory()
     if directory is not None:

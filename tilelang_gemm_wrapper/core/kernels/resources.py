@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
-_ALIGN = 128
+_ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
 # Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
 # addresses and scales under the 255-register limit; the next size up (256) spills.

@@ -1,0 +1,86 @@
+"""Cross-compile a kernel without a GPU and read off what it will need: registers, shared memory, spills."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.compile_cache import tilelang_module
+from tilelang_gemm_wrapper.core.config import KernelConfig
+
+# The PTX instructions that show which path a kernel takes through the chip.
+INSTRUCTIONS = {
+    "wgmma e4m3": r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k32\.f32\.e4m3\.e4m3",
+    "mma e4m3": r"mma\.sync\.aligned\.m16n8k32\.row\.col\.f32\.e4m3\.e4m3\.f32",
+    "TMA load": r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global",
+    "TMA store": r"cp\.async\.bulk\.tensor\.\dd\.global\.shared::cta",
+    "cp.async": r"cp\.async\.c[ag]\.shared\.global",
+    "ldmatrix": r"ldmatrix\.sync",
+    "cluster load": r"ld\.shared::cluster",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompileReport:
+    """What the compiler said of one kernel; the figures of its worst launch where it has two."""
+
+    registers: int  # a thread
+    shared_memory_bytes: int  # a CTA, static and dynamic
+    spill_bytes: int  # stores and loads
+    instructions: Counter[str] = field(default_factory=Counter)  # static counts, by name in INSTRUCTIONS
+
+
+def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileReport:
+    """Compile `config` for `arch` ("sm_90a" or "sm_89") to a cubin with the local CUDA toolkit.
+
+    Raises RuntimeError where nvcc or ptxas is missing or rejects the kernel.
+    """
+    tilelang = tilelang_module()
+    tvm = tilelang.tvm
+    target = tvm.target.Target({"kind": "cuda", "arch": arch})
+    with tvm.transform.PassContext(config=kernel_registry.pass_configs(arch)), target:
+        artifact = tilelang.lower(kernel_registry.build(N, K, config, arch), target=target)
+    dynamic = max(
+        int(function.attrs.get("dyn_shared_memory_buf", 0))
+        for function in artifact.device_mod.functions.values()
+    )
+    include = Path(tilelang.__file__).parent
+    with tempfile.TemporaryDirectory() as directory:
+        source, ptx = Path(directory, "kernel.cu"), Path(directory, "kernel.ptx")
+        source.write_text(artifact.kernel_source)
+        includes = [f"-I{include / 'src'}", f"-I{include / '3rdparty/cutlass/include'}"]
+        _run("nvcc", ["-ptx", f"-arch={arch}", "-std=c++17", "-w", *includes, str(source), "-o", str(ptx)])
+        # ptxas refuses a kernel above the static limit; the dynamic part it does not know.
+        info = _run("ptxas", ["-v", f"-arch={arch}", str(ptx), "-o", str(Path(directory, "kernel.cubin"))])
+        text = ptx.read_text()
+    return CompileReport(
+        registers=max(_figures(r"Used (\d+) registers", info)),
+        shared_memory_bytes=dynamic + max(_figures(r"(\d+) bytes smem", info), default=0),
+        spill_bytes=sum(_figures(r"(\d+) bytes spill", info)),
+        instructions=Counter(
+            {name: len(re.findall(pattern, text)) for name, pattern in INSTRUCTIONS.items()}
+        ),
+    )
+
+
+def _figures(pattern: str, text: str) -> list[int]:
+    return [int(figure) for figure in re.findall(pattern, text)]
+
+
+def _run(tool: str, arguments: Sequence[str]) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        raise RuntimeError(f"{tool} is not on the PATH; install the CUDA toolkit to cross-compile kernels")
+    finished = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise RuntimeError(
+            f"{tool} ended with status {finished.returncode}: {finished.stderr.strip()[-2000:]}"
+        )
+    return finished.stderr + finished.stdout
