@@ -1,0 +1,104 @@
+"""Run one small case of every kernel variant under compute-sanitizer's memcheck and racecheck.
+
+    python benchmarks/sanitize_tilelang_gemm.py
+
+Writes what the tools print to benchmarks/results/<device>/sanitizer.txt; ends with status 1 where they find
+anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TOOLS = ("memcheck", "racecheck")
+N, K, M = 192, 1024, 21
+
+
+def run_variants() -> None:
+    """Launch each variant once and compare with the reference; this is what the tools watch."""
+    import torch
+
+    from tilelang_gemm_wrapper.core.compile_cache import compile_kernel
+    from tilelang_gemm_wrapper.core.workload import integer_workload, reference
+
+    workload = integer_workload(M, N, K, "cuda")
+    right = reference(workload).to(torch.bfloat16)
+    for job in _jobs():
+        C = workload.empty_output()
+        compile_kernel(job)(workload.A, workload.A_scale, workload.B, workload.B_scale, C)
+        torch.cuda.synchronize()
+        verdict = "right" if torch.equal(C, right) else "WRONG"
+        print(f"{job.config.kernel_type}: M={M}, N={N}, K={K} {verdict}", flush=True)
+
+
+def _jobs():
+    from tilelang_gemm_wrapper.core.compile_cache import CompileJob
+    from tilelang_gemm_wrapper.core.config import KernelConfig
+
+    configs = (
+        KernelConfig("base", 64, 64, 128, 3, 128),
+        KernelConfig("base", 128, 128, 128, 3, 256),
+        KernelConfig("swapAB", 64, 16, 128, 4, 128),
+        KernelConfig("swapAB", 128, 32, 128, 4, 256),
+        KernelConfig("splitK", 64, 64, 128, 3, 128, 4),
+        KernelConfig("splitK_swapAB", 64, 16, 128, 2, 128, 4),
+    )
+    return [CompileJob(N, K, config, "sm_90a") for config in configs]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>/sanitizer.txt")
+    parser.add_argument("--run-variants", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run_variants:
+        run_variants()
+        return 0
+    from tilelang_gemm_wrapper.core.compile_cache import compile_many
+    from tilelang_gemm_wrapper.core.device import device_of
+
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit", file=sys.stderr)
+        return 2
+    for failure in compile_many(_jobs()):  # compilers need no watching
+        print(failure, file=sys.stderr)
+    path = options.output or Path(__file__).parent / "results" / device_of(0).name / "sanitizer.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean = True
+    with path.open("w") as file:
+        for tool in TOOLS:
+            # PyTorch's fill and random kernels are not ours to judge, and slow to watch.
+            command = [
+                sanitizer,
+                "--tool",
+                tool,
+                "--kernel-name-exclude",
+                "regex:at::|elementwise|distribution",
+            ]
+            command += ["--error-exitcode", "9", sys.executable, __file__, "--run-variants"]
+            finished = subprocess.run(command, capture_output=True, text=True, check=False)
+            lines = [
+                line for line in finished.stdout.splitlines() if line.startswith("====") or ": M=" in line
+            ]
+            report = (
+                f"compute-sanitizer --tool {tool}: status {finished.returncode}\n" + "\n".join(lines) + "\n"
+            )
+            file.write(report)
+            print(report)
+            clean &= (
+                finished.returncode == 0 and "WRONG" not in report and report.count("right") == len(_jobs())
+            )
+            if finished.returncode not in (0, 9):
+                print(finished.stderr[-2000:], file=sys.stderr)
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The public call on the GPU: dispatch, fallbacks, graphs, torch.compile, warm-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tilelang_gemm_wrapper import explain, gemm_nt_f8f8bf16, warmup
+from tilelang_gemm_wrapper.backends import backend
+from tilelang_gemm_wrapper.core import wrapper
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, canonical_name, device_of
+from tilelang_gemm_wrapper.core.workload import error, random_workload, reference
+
+MAX_ERROR = 3e-6
+
+COUNT_COMPILES = """
+import json, time
+from tilelang_gemm_wrapper import warmup
+from tilelang_gemm_wrapper.core import compile_cache
+
+started, counted, compile_many = time.perf_counter(), [], compile_cache.compile_many
+count = lambda done, total: counted.append(total)
+compile_cache.compile_many = lambda jobs, progress: compile_many(jobs, count)
+warmup([(1600, 896)], m_max=64, progress=False)
+print(json.dumps([len(counted), time.perf_counter() - started]))
+"""
+
+
+def _call(workload, C=None):
+    return gemm_nt_f8f8bf16((workload.A, workload.A_scale), (workload.B, workload.B_scale), C)
+
+
+def test_device_is_the_one_in_the_list():
+    device = device_of(0)
+    assert device == KNOWN_DEVICES[canonical_name(device.name)]
+
+
+@pytest.mark.parametrize("layout", ["row", "column_tma"])
+@pytest.mark.parametrize("M", [0, 1, 7, 16, 33, 64, 100, 300, 1500])
+def test_default_and_tuned_tables(M, layout):
+    for N, K in ((2560, 4096), (1600, 896)):  # a shipped file on H200, and none
+        workload = random_workload(M, N, K, "cuda", M, scale_layout=layout)
+        C = workload.empty_output()
+        assert _call(workload, C) is C
+        if M:
+            assert error(C, reference(workload)) <= MAX_ERROR
+
+
+@pytest.mark.parametrize(("N", "K"), [(3884, 1024), (576, 3884), (100, 200), (24, 130)])
+def test_shapes_that_only_the_fallback_takes(N, K):
+    assert explain(5, N, K).source == "fallback"
+    for M in (1, 5, 129):
+        workload = random_workload(M, N, K, "cuda", M)
+        assert error(_call(workload), reference(workload)) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("name", ["deep_gemm", "triton"])
+def test_backends(name):
+    why_not = backend(name).why_unavailable(device_of(0))
+    if why_not:
+        pytest.skip(why_not)
+    for M, N, K in ((1, 2560, 512), (77, 576, 7168), (513, 2112, 1024)):
+        for layout in ("row", "column_tma"):
+            workload = random_workload(M, N, K, "cuda", M, scale_layout=layout)
+            C = workload.empty_output()
+            backend(name).gemm(workload.A, workload.A_scale, workload.B, workload.B_scale, C)
+            assert error(C, reference(workload)) <= MAX_ERROR
+
+
+def test_capture_needs_warmup_and_then_works():
+    N, K = 2112, 1152
+    wrapper.forget()
+    workload = random_workload(9, N, K, "cuda", 1)
+    C = workload.empty_output()
+    with pytest.raises(RuntimeError, match="warmup"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        _call(workload, C)
+    warmup([(N, K)], m_max=64, progress=False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _call(workload, C)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert error(C, reference(workload)) <= MAX_ERROR
+
+
+def test_second_process_compiles_nothing(tmp_path):
+    environment = {**os.environ, "TILELANG_GEMM_CACHE_DIR": str(tmp_path)}
+
+    def start():
+        out = subprocess.run(
+            [sys.executable, "-c", COUNT_COMPILES],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        return json.loads(out.stdout.splitlines()[-1])
+
+    first, second = start(), start()
+    assert first[0] > 0
+    assert second[0] == 0
+    assert second[1] < first[1]
+
+
+def test_custom_op():
+    workload = random_workload(9, 1600, 896, "cuda", 1)
+    tensors = (workload.A, workload.A_scale, workload.B, workload.B_scale)
+    torch.library.opcheck(
+        torch.ops.tilelang_gemm.gemm_nt_f8f8bf16.default, (*tensors, workload.empty_output())
+    )
+
+    @torch.compile(fullgraph=True)
+    def layer(A, A_scale, B, B_scale):
+        return gemm_nt_f8f8bf16((A, A_scale), (B, B_scale)).float() * 2
+
+    assert torch.equal(layer(*tensors), _call(workload).float() * 2)
+
+
+def test_odd_stride_of_a_single_row():
+    """PyTorch calls a (1, K) view contiguous whatever its row stride; the kernel must agree."""
+    workload = random_workload(3, 1600, 896, "cuda", 4)
+    A, A_scale = workload.A[::2][:1], workload.A_scale[::2][:1]
+    one = type(workload)(A, A_scale, workload.B, workload.B_scale)
+    assert error(_call(one), reference(one)) <= MAX_ERROR
+
+
+def test_refuses_before_any_launch():
+    workload = random_workload(4, 1600, 896, "cuda", 1)
+    with pytest.raises(ValueError, match="different devices"):
+        gemm_nt_f8f8bf16((workload.A, workload.A_scale.cpu()), (workload.B, workload.B_scale))
+    with pytest.raises(ValueError, match="overlaps"):
+        C = workload.A.view(torch.bfloat16).flatten()[: 4 * 16].view(4, 16)
+        gemm_nt_f8f8bf16((workload.A, workload.A_scale), (workload.B[:16], workload.B_scale[:1]), C)
+
+
+def test_host_time_stays_low():
+    """An eager call costs the host little: at most 10 µs, where a bare launch costs about 5."""
+    workload = random_workload(8, 2560, 4096, "cuda", 1)
+    C = workload.empty_output()
+    arguments = ((workload.A, workload.A_scale), (workload.B, workload.B_scale), C)
+    gemm_nt_f8f8bf16(*arguments)
+    batches = []
+    for _ in range(15):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(200):
+            gemm_nt_f8f8bf16(*arguments)
+        batches.append((time.perf_counter() - started) / 200 * 1e6)
+    assert sorted(batches)[len(batches) // 2] <= 10
