@@ -114,24 +114,57 @@ def test_geomean():
     assert report.geomean([]) is None
 
 
+TWO_CELLS = [
+    row("tilelang_gemm", M=1, us=5.0),  # 1.0 x ideal, 0.5 x best peer
+    row("deep_gemm", M=1, us=10.0),
+    row("tilelang_gemm", M=1, us=20.0, n=5120),  # 4.0 x ideal, 2.0 x best peer
+    row("deep_gemm", M=1, us=60.0, n=5120),
+    row("cublas", M=1, us=10.0, n=5120),
+]
+
+
 def test_band_means_are_geometric_and_name_the_worst_cell():
-    rows = [
-        row("tilelang_gemm", M=1, us=5.0),  # 1.0 x ideal, 0.5 x best peer
-        row("deep_gemm", M=1, us=10.0),
-        row("tilelang_gemm", M=1, us=20.0, n=5120),  # 4.0 x ideal, 2.0 x best peer
-        row("deep_gemm", M=1, us=40.0, n=5120),
-        row("cublas", M=1, us=10.0, n=5120),
-    ]
+    bands = {line["M"]: line for line in cells_of(report.band_table(TWO_CELLS))}
 
-    bands = {line["M"]: line for line in cells_of(report.band_table(rows))}
-
-    assert bands["1"]["cells"] == "2"
-    assert bands["1"]["this package ÷ ideal"] == "2.00 (4.00)"
-    assert bands["1"]["this package ÷ best peer"] == "1.00 (2.00)"  # the faster of the two, cell by cell
-    assert bands["1"]["× DeepGEMM"] == "2.00 (2.00)"
-    assert bands["1"]["cuBLAS ÷ ideal"] == "2.00 (2.00, 1 cells)"
+    assert bands["1"] == {
+        "M": "1",
+        "cells": "2",
+        "this package ÷ ideal": "2.00 (4.00)",
+        "DeepGEMM ÷ ideal": "4.90 (12.00)",
+        "cuBLAS ÷ ideal": "2.00 (2.00, of 1)",
+    }
     assert bands["1, 8, 16"] == {**bands["1"], "M": "1, 8, 16"}
     assert set(bands) == {"1", "1, 8, 16"}  # bands without a cell have no line
+
+
+def test_the_best_peer_is_taken_cell_by_cell_and_the_worst_speedup_is_the_smallest():
+    (line, _) = cells_of(report.versus_table(TWO_CELLS))
+
+    assert line["this package ÷ best peer"] == "1.00 (2.00)"
+    assert line["× DeepGEMM"] == "2.45 (2.00)"
+    assert "× Triton" not in line
+
+
+def test_scale_layouts_are_compared_like_with_like():
+    times = {
+        "tilelang_gemm": 5.0,
+        "tilelang_gemm_column_major": 4.0,
+        "deep_gemm": 10.0,
+        "deep_gemm_row_major": 15.0,
+        "triton": 20.0,
+    }
+    (line,) = cells_of(report.versus_table([row(name, M=4, us=us) for name, us in times.items()]))
+
+    assert line == {
+        "M": "2–16",
+        "cells": "1",
+        "this package ÷ best peer": "0.50 (0.50)",
+        "this package, column-major scales ÷ best peer": "0.40 (0.40)",
+        "× DeepGEMM": "2.00 (2.00)",
+        "× DeepGEMM, both row-major": "3.00 (3.00)",
+        "× DeepGEMM, both column-major": "2.50 (2.50)",
+        "× Triton": "4.00 (4.00)",
+    }
 
 
 def test_every_m_of_the_public_grid_is_in_one_band():
@@ -143,15 +176,14 @@ def test_every_m_of_the_public_grid_is_in_one_band():
 
 
 def test_a_run_without_peers_makes_a_report():
-    text = report.markdown([row("tilelang_gemm", M=1), row("tilelang_gemm", M=4096, us=900.0)])
-    (first, _, _) = cells_of(
-        report.band_table([row("tilelang_gemm", M=1), row("tilelang_gemm", M=4096, us=900.0)])
-    )
-    assert first["× DeepGEMM"] == "–"
-    assert "nan" not in text
+    rows = [row("tilelang_gemm", M=1), row("tilelang_gemm", M=4096, us=900.0)]
+    (first, *_) = cells_of(report.versus_table(rows))
+    assert first["this package ÷ best peer"] == "–"
+    assert "nan" not in report.markdown(rows)
 
 
 def test_a_run_without_ours_makes_a_report():
+    assert report.versus_table([row("deep_gemm", us=12.5)]) == ""
     (line,) = cells_of(report.cell_table([row("deep_gemm", us=12.5)]))
     assert line["DeepGEMM µs"] == "12.50"
     assert line["µs (p20–p80)"] == "–"
@@ -181,7 +213,7 @@ def test_an_impossible_time_is_taken_out_with_its_reason_and_its_ratios():
     assert ours.x_deep_gemm is None
     text = report.markdown(rows)
     assert "measurement bug" in text
-    assert cells_of(report.band_table(rows))[0]["× DeepGEMM"] == "–"
+    assert cells_of(report.versus_table(rows))[0]["× DeepGEMM"] == "–"
 
 
 def test_the_report_states_versions_conditions_chosen_kernels_and_what_was_left_out():

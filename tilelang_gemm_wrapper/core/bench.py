@@ -16,7 +16,14 @@ from .conditions import record_conditions
 from .results import HostRow, Row, append_rows, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
-PROVIDER_NAMES = ("tilelang_gemm", "deep_gemm", "deep_gemm_row_major", "cublas", "triton")
+PROVIDER_NAMES = (
+    "tilelang_gemm",
+    "tilelang_gemm_column_major",
+    "deep_gemm",
+    "deep_gemm_row_major",
+    "cublas",
+    "triton",
+)
 CANNOT_RUN = 2
 
 
@@ -192,4 +199,5 @@ def _print_report(path: Path, rows: Sequence[Row]) -> None:
     written = report.write_report(path, rows)
     print(report.cell_table(rows))
     print(report.band_table(rows))
+    print(report.versus_table(rows))
     print("\n".join(f"written: {place}" for place in (path, *written)))

@@ -75,11 +75,19 @@ class Case:
     reference: torch.Tensor
 
 
-def _tilelang_gemm(case: Case) -> Call:
+def _tilelang_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
     from tilelang_gemm_wrapper import gemm_nt_f8f8bf16
 
-    tokens, weights, C = (case.A, case.A_scale), case.matrix.weights, case.C
+    tokens, weights, C = (case.A, A_scale), case.matrix.weights, case.C
     return lambda i: gemm_nt_f8f8bf16(tokens, weights[i], C)
+
+
+def _tilelang_gemm(case: Case) -> Call:
+    return _tilelang_gemm_on(case, case.A_scale)
+
+
+def _tilelang_gemm_column_major(case: Case) -> Call:
+    return _tilelang_gemm_on(case, convert_scale_layout(case.A_scale, "column_tma"))
 
 
 def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
@@ -153,6 +161,7 @@ def _triton(case: Case) -> Call:
 
 PROVIDERS: dict[str, Callable[[Case], Call]] = {
     "tilelang_gemm": _tilelang_gemm,
+    "tilelang_gemm_column_major": _tilelang_gemm_column_major,
     "deep_gemm": _deep_gemm,
     "deep_gemm_row_major": _deep_gemm_row_major,
     "cublas": _cublas,

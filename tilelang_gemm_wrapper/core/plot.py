@@ -17,6 +17,7 @@ _COLUMNS = 5
 # One colour a provider wherever it appears; ours stands out, the peers are muted.
 _STYLES: dict[str, dict[str, Any]] = {
     "tilelang_gemm": {"color": "#d1495b", "linewidth": 2.0, "zorder": 5},
+    "tilelang_gemm_column_major": {"color": "#d1495b", "linestyle": ":"},
     "deep_gemm": {"color": "#30638e"},
     "deep_gemm_row_major": {"color": "#30638e", "linestyle": ":"},
     "cublas": {"color": "#5c8001"},

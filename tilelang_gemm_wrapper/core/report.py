@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from .timing import L2_MULTIPLE, why_impossible
 logger = logging.getLogger(__name__)
 
 OURS = "tilelang_gemm"
+OURS_COLUMN_MAJOR = "tilelang_gemm_column_major"
 PEERS = ("deep_gemm", "cublas")  # what a user could take instead, at its best: scales prepared beforehand
 LABELS = {
     "tilelang_gemm": "this package",
+    "tilelang_gemm_column_major": "this package, column-major scales",
     "deep_gemm": "DeepGEMM",
     "deep_gemm_row_major": "DeepGEMM, row-major scales",
     "cublas": "cuBLAS",
@@ -33,16 +35,28 @@ BANDS: tuple[tuple[str, Callable[[int], bool]], ...] = (
     ("above 1024", lambda M: M > 1024),
     ("1, 8, 16", lambda M: M in {1, 8, 16}),
 )
+# (column, faster, slower): how many times as fast the first provider is as the second, scales alike or not.
+SPEEDUPS = (
+    ("× DeepGEMM", OURS, "deep_gemm"),
+    ("× DeepGEMM, both row-major", OURS, "deep_gemm_row_major"),
+    ("× DeepGEMM, both column-major", OURS_COLUMN_MAJOR, "deep_gemm"),
+    ("× Triton", OURS, "triton"),
+)
 _METHOD = (
     "Method: every provider on the same tensors in one process, each checked against float32 before it is "
     "timed. One CUDA graph per provider walks over copies of the weights that exceed L2 "
     f"{L2_MULTIPLE} times, so each launch reads them from DRAM; replays of the providers alternate; a time "
     "is the median replay over its launches, with the 20th and 80th percentile. *Floor* is the fastest plain "
     "read of the N·K weight bytes in the same harness; *ideal* is the larger of the floor and the FLOPs at "
-    "the best rate seen on the chip (1450 TFLOPS on a full Hopper). DeepGEMM and cuBLAS get their scales "
-    "transposed beforehand unless it says row-major; this package and Triton read row-major scales. A mean "
-    "is geometric, the worst cell in brackets; × is how many times as fast as that peer this package is.\n"
+    "the best rate seen on the chip (1450 TFLOPS on a full Hopper). This package and Triton read row-major "
+    "activation scales, DeepGEMM and cuBLAS get theirs transposed beforehand, unless it says otherwise. A "
+    "mean is geometric, with the worst cell in brackets; × is how many times as fast, ÷ a quotient of times. "
+    "Best peer is the faster of DeepGEMM and cuBLAS, cell by cell.\n"
 )
+
+
+# Header, times above and below the line by cell, and which of the quotients is the worst.
+_Column = tuple[str, Mapping[Cell, float], Mapping[Cell, float], Callable[[Sequence[float]], float]]
 
 
 def geomean(values: Iterable[float]) -> float | None:
@@ -92,65 +106,60 @@ def _providers(rows: Sequence[Row]) -> list[str]:
 
 
 def band_table(rows: Sequence[Row]) -> str:
-    """Per band of M: each provider's time over ideal, and ours against the peers, cell by cell (Markdown).
+    """Per band of M: each provider's time over ideal, geometric mean and worst cell (Markdown).
 
-    A figure is a geometric mean with the worst cell in brackets; where a provider lacks cells of the band
-    it is over those that it has, and says how many.
+    Where a provider lacks cells of the band the figure is over those that it has, and says how many.
     """
     cells = by_cell(checked(rows))
     providers = _providers(rows)
     times = {name: _times(cells, name) for name in providers}
-    ideal = {cell: next(iter(by_provider.values())).ideal_us for cell, by_provider in cells.items()}
-    best_peer: dict[Cell, float] = {}
-    for cell in cells:
-        peers = [times[name][cell] for name in PEERS if name in times and cell in times[name]]
-        if peers:
-            best_peer[cell] = min(peers)
+    ideal = {cell: us for cell, row in cells.items() if (us := next(iter(row.values())).ideal_us) is not None}
+    return _by_band(cells, [(f"{LABELS[name]} ÷ ideal", times[name], ideal, max) for name in providers])
 
-    header = ["M", "cells", *(f"{LABELS[name]} ÷ ideal" for name in providers)]
-    if OURS in times:
-        header += ["this package ÷ best peer", "× DeepGEMM", "× DeepGEMM, row-major", "× Triton"]
+
+def versus_table(rows: Sequence[Row]) -> str:
+    """Per band of M: this package against its peers, cell by cell, as in `band_table`; "" if it has none."""
+    cells = by_cell(checked(rows))
+    times = {name: _times(cells, name) for name in _providers(rows)}
+    if OURS not in times and OURS_COLUMN_MAJOR not in times:
+        return ""
+    peers = [times[name] for name in PEERS if name in times]
+    best = {
+        cell: min(us[cell] for us in peers if cell in us) for cell in cells if any(cell in us for us in peers)
+    }
+    columns: list[_Column] = [
+        (f"{LABELS[name]} ÷ best peer", times[name], best, max)
+        for name in (OURS, OURS_COLUMN_MAJOR)
+        if name in times
+    ]
+    columns += [
+        (label, times[slower], times[faster], min)
+        for label, faster, slower in SPEEDUPS
+        if faster in times and slower in times
+    ]
+    return _by_band(cells, columns)
+
+
+def _by_band(cells: Iterable[Cell], columns: Sequence[_Column]) -> str:
     lines = []
     for label, holds in BANDS:
         band = [cell for cell in cells if holds(cell[0])]
-        if not band:
-            continue
-        line = [label, str(len(band))]
-        line += [
-            _mean_and_worst(
-                [time / floor for cell in band if (time := times[name].get(cell)) and (floor := ideal[cell])],
-                len(band),
-            )
-            for name in providers
-        ]
-        if OURS in times:
-            ours = times[OURS]
-            line.append(
+        if band:
+            figures = (
                 _mean_and_worst(
-                    [ours[cell] / best_peer[cell] for cell in band if cell in ours and cell in best_peer],
-                    len(band),
+                    [top[c] / bottom[c] for c in band if c in top and c in bottom], len(band), worst
                 )
+                for _, top, bottom, worst in columns
             )
-            for peer in ("deep_gemm", "deep_gemm_row_major", "triton"):
-                theirs = times.get(peer, {})
-                line.append(
-                    _mean_and_worst(
-                        [theirs[cell] / ours[cell] for cell in band if cell in ours and cell in theirs],
-                        len(band),
-                        worst=min,
-                    )
-                )
-        lines.append(line)
-    return _markdown(header, lines)
+            lines.append([label, str(len(band)), *figures])
+    return _markdown(["M", "cells", *(header for header, *_ in columns)], lines)
 
 
-def _mean_and_worst(
-    values: Sequence[float], expected: int, worst: Callable[[Sequence[float]], float] = max
-) -> str:
+def _mean_and_worst(values: Sequence[float], expected: int, worst: Callable[[Sequence[float]], float]) -> str:
     mean = geomean(values)
     if mean is None:
         return "–"
-    count = "" if len(values) == expected else f", {len(values)} cells"
+    count = "" if len(values) == expected else f", of {len(values)}"
     return f"{mean:.2f} ({worst(values):.2f}{count})"
 
 
@@ -228,7 +237,7 @@ def markdown(rows: Sequence[Row], host_rows: Sequence[HostRow] = ()) -> str:
         _method(clean),
         _chosen(clean),
     ]
-    parts.append("\n## By band of M\n\n" + band_table(clean))
+    parts.append("\n## By band of M\n\n" + "\n".join(filter(None, (versus_table(clean), band_table(clean)))))
     if host_rows:
         parts.append("\n## Host time of an eager call, M = 8\n\n" + host_table(host_rows))
     parts.append(_left_out(clean))
@@ -246,7 +255,7 @@ def _method(rows: Sequence[Row]) -> str:
         for name, unit in (("sm_clock_mhz", "MHz"), ("temperature_c", "°C"), ("power_w", "W"))
         if (text := _range([getattr(row, name) for row in rows], unit))
     ]
-    errors = [row.error for row in rows if row.provider == OURS and row.error is not None]
+    errors = [row.error for row in rows if row.provider.startswith(OURS) and row.error is not None]
     return (
         f"Written by `benchmarks/benchmark_tilelang_gemm.py` from the CSV beside it. Package "
         f"{_span(row.package for row in rows)}, {versions}, driver {_span(row.driver for row in rows)}, "
