@@ -72,13 +72,15 @@ def convert_scale_layout(scale: torch.Tensor, scale_layout: ScaleLayout) -> torc
     read; the rows up to the next multiple of 4 lie in the storage and are zero. Copies only where the layout
     differs. Raises ValueError for an unknown layout.
     """
+    M, groups = scale.shape
     if scale_layout == "row":
-        return scale.contiguous()
+        # is_contiguous() overlooks strides of dimensions of size 1; kernels that check strides do not.
+        strides_fit = scale.stride() == (groups, 1)
+        return scale if strides_fit else scale.clone(memory_format=torch.contiguous_format)
     if scale_layout != "column_tma":
         raise ValueError(
             f"scale_layout is {scale_layout!r}; expected one of {', '.join(map(repr, get_args(ScaleLayout)))}"
         )
-    M, groups = scale.shape
     if is_column_tma(scale):
         return scale
     columns = scale.new_zeros((groups, _round_up(M, _TMA_ALIGNMENT))).t()[:M]

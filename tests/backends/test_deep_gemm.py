@@ -111,6 +111,9 @@ def test_compiler_on_the_path_will_do(
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.setattr(deep_gemm.shutil, "which", lambda name: str(tmp_path / "cuda" / "bin" / name))
     assert deep_gemm.why_unavailable(H200) is None
+    deep_gemm.why_unavailable.cache_clear()
+    monkeypatch.setattr(deep_gemm.shutil, "which", lambda name: f"/nowhere/bin/{name}")
+    assert "there is no /nowhere/bin/nvcc" in deep_gemm.why_unavailable(H200)
 
 
 def test_available(install: Callable[[str], None]) -> None:

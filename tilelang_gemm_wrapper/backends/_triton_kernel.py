@@ -11,7 +11,7 @@ import triton.language as tl
 @triton.jit(
     do_not_specialize=["M", "stride_am", "stride_ak"], do_not_specialize_on_alignment=["A_scale", "B_scale"]
 )
-def block_scaled_gemm(  # noqa: PLR0917  # a kernel takes its tensors and strides one by one
+def block_scaled_gemm(
     A,  # (M, K), row-major
     A_scale,  # (M, ceil(K / 128)) float32, any strides
     B,  # (N, K), row-major
