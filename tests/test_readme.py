@@ -1,0 +1,51 @@
+"""What the README shows must work as written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core.workload import error
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_the_example_runs_and_computes_the_product(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    x, w, C = (names[name] for name in ("x", "w", "C"))
+    assert isinstance(x, torch.Tensor) and isinstance(w, torch.Tensor) and isinstance(C, torch.Tensor)
+    assert C.dtype == torch.bfloat16
+    assert error(C.float(), x @ w.T) < 2e-3  # what quantising both operands costs
+    assert "M=16, N=6144, K=2560" in capsys.readouterr().out
+
+
+def test_every_environment_variable_is_listed_once() -> None:
+    ours = (
+        configurer.CONFIG_DIR,
+        configurer.ENABLE,
+        configurer.FALLBACK,
+        configurer.CACHE_DIR,
+        configurer.COMPILE_WORKERS,
+    )
+    assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "configs/README.md"])
+def test_paths_that_documents_name_exist(document: str) -> None:
+    path = REPOSITORY / document
+    text = path.read_text()
+    links = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target}
+    missing = {target for target in links if not (path.parent / target).exists()}
+    named = set(
+        re.findall(r"`((?:tests|core|backends|benchmarks|configs|tuning|requirements)/[\w./]+)`", text)
+    )
+    roots = (REPOSITORY, REPOSITORY / "tilelang_gemm_wrapper")
+    missing |= {target for target in named if not any((root / target).exists() for root in roots)}
+    assert not missing
