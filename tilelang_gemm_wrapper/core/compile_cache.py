@@ -141,6 +141,8 @@ def tilelang_module() -> Any:
     import tilelang
 
     logging.getLogger("tilelang").setLevel(logging.ERROR)
+    # Sets its own level, and warns of every kernel that is asked for twice.
+    logging.getLogger("tilelang.cache.kernel_cache").disabled = True
     return tilelang
 
 
