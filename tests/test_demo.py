@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tilelang_gemm_wrapper import demo, demo_model
+from tilelang_gemm_wrapper.core import bench
 from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, why_invalid
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, cpu_device
 from tilelang_gemm_wrapper.core.workload import error
@@ -218,6 +219,18 @@ def test_without_nvcc_the_demo_says_what_it_left_out(
     assert "nvcc was not found" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("status", "complaints"), [(0, 0), (2, 1)])
+def test_timing_asks_the_benchmark_for_the_shapes_and_hears_it_fail(
+    status: int, complaints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[str] = []
+    monkeypatch.setattr(bench, "main", lambda arguments: received.extend(arguments) or status)
+    assert len(demo._time_kernels(H200)) == complaints
+    options = bench._parser(None).parse_args(received)
+    assert (options.shapes, options.m) == ("qwen3-4b", demo.TIMED_M)
+    assert "results" not in options.output.parts  # published figures are not the demo's to overwrite
+
+
 @pytest.mark.parametrize("device", [cpu_device(), H200], ids=lambda device: device.name)
 @pytest.mark.parametrize("failures", [[], ["sentence 3: cosine 0.5"]])
 def test_demo_says_first_and_last_which_one_it_was(
@@ -233,7 +246,7 @@ def test_demo_says_first_and_last_which_one_it_was(
     monkeypatch.setattr(demo, "_check_model", step("model", list(failures)))
     monkeypatch.setattr(demo, "_show_dispatch", step("dispatch"))
     monkeypatch.setattr(demo, "_cross_compile", step("compile", []))
-    monkeypatch.setattr(demo, "_time_kernels", step("time"))
+    monkeypatch.setattr(demo, "_time_kernels", step("time", []))
     assert demo.run() is not bool(failures)
     first, *_, last = capsys.readouterr().out.strip().splitlines()
     if device.is_cuda:

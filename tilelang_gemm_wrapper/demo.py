@@ -93,7 +93,7 @@ def run(model: str | None = None, *, with_benchmark: bool = True) -> bool:
         failures += _cross_compile()
         print()
     elif with_benchmark:
-        _time_kernels(device)
+        failures += _time_kernels(device)
         print()
     for failure in failures:
         print(f"FAILED: {failure}")
@@ -182,21 +182,23 @@ def _nearest(embeddings: torch.Tensor) -> list[int]:
     return (embeddings @ embeddings.T).fill_diagonal_(-2.0).argmax(1).tolist()
 
 
-def _time_kernels(device: Device) -> None:
+def _time_kernels(device: Device) -> list[str]:
+    """The benchmark's table for Qwen3-4B-FP8; a sentence where it could not run."""
     from tilelang_gemm_wrapper.core import bench
 
     print(
         "Timing on the weight shapes of Qwen3-4B-FP8: cold weights, CUDA graphs, all backends in one process"
     )
     output = Path("demo-output", device.name, "gemm_qwen3-4b.csv")
-    bench.main(["--shapes", "qwen3-4b", "--m", ",".join(map(str, TIMED_M)), "--output", str(output)])
+    status = bench.main(["--shapes", "qwen3-4b", "--m", ",".join(map(str, TIMED_M)), "--output", str(output)])
+    return [f"the benchmark ended with status {status}"] if status else []
 
 
 def _show_dispatch() -> None:
     """What a call would run on every supported GPU; chips that answer alike share a table."""
     print(
-        "What would run on each supported GPU for the weight shapes of Qwen3-4B-FP8, by M, given the packages\n"
-        "installed here. Kernel /split_k block_M x block_N, s: stages, t: math threads."
+        "What would run on each supported GPU for the weight shapes of Qwen3-4B-FP8, by M, given the\n"
+        "packages installed here. Kernel /split_k block_M x block_N, s: stages, t: math threads."
     )
     tables: dict[tuple[str, ...], list[Device]] = {}
     for device in KNOWN_DEVICES.values():
