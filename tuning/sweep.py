@@ -34,7 +34,7 @@ from tilelang_gemm_wrapper.core.workload import error
 from tilelang_gemm_wrapper.models import shape_list_names, shapes_of
 from tilelang_gemm_wrapper.quantize import convert_scale_layout
 
-TUNED_M = (2, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
+TUNED_M = (2, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192)
 MAX_ERROR = 3e-6
 TILE_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
 DEEP_GEMM = KernelConfig("deep_gemm")

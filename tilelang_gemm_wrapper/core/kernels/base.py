@@ -31,7 +31,6 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             C_shared = T.alloc_shared((tile_tokens, tile_weights), hopper.BF16)
             partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
             accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
@@ -44,12 +43,10 @@ def sm_90a(N: int, K: int, config: KernelConfig):
                     A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False
                 )
             else:
-                T.clear(accum)
-                for k in T.serial(steps):
-                    hopper.load_row_scales(A_scale, B_scale, scale, M, m_start, n_start, k)
-                    hopper.multiply_step(A_shared, B_shared, partial, full, empty, k, policy)
-                    for i, j in T.Parallel(tile_tokens, tile_weights):
-                        accum[i, j] += partial[i, j] * scale[i]
+                hopper.accumulate_rows(
+                    A_scale, B_scale, A_shared, B_shared, partial, accum, full, empty,
+                    M, m_start, n_start, 0, steps, policy,
+                )  # fmt: skip
                 T.copy(accum, C_shared)
                 T.sync_threads(1, threads)
                 T.copy(C_shared, C[m_start, n_start])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
+SCALE_PAD = 2  # floats after each row of staged scales: storing along K then meets 16 banks, not one
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
@@ -31,7 +32,7 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
     if arch == "sm_90a" and config.is_swap_ab:
-        buffers.append(4 * steps * tokens)
+        buffers.append(4 * steps * (tokens + SCALE_PAD))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
@@ -39,12 +40,16 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
     """Why this tile has no kernel on `arch`: a clause naming field, value and remedy, or None."""
     if config.tile_weights not in (16, 32, 64, 128):
         field = "block_M" if config.is_swap_ab else "block_N"
-        return f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale block"
+        return (
+            f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale "
+            f"block"
+        )
     values = 2 * config.block_M * config.block_N // config.threads
     if values > _MAX_TILE_VALUES_PER_THREAD:
         return (
-            f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 values "
-            f"a thread in registers, more than {_MAX_TILE_VALUES_PER_THREAD}; use more threads or a smaller tile"
+            f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
+            f"values a thread in registers, more than {_MAX_TILE_VALUES_PER_THREAD}; use more threads or a "
+            f"smaller tile"
         )
     return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
 
@@ -58,7 +63,10 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
     else:
         columns = config.block_N // warpgroups
     if columns != 8 and columns % 16:
-        return f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a multiple of 16"
+        return (
+            f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a "
+            f"multiple of 16"
+        )
     return None
 
 

@@ -40,7 +40,6 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
             partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
             accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
@@ -51,12 +50,10 @@ def sm_90a(N: int, K: int, config: KernelConfig):
                     A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
                 )
             else:
-                T.clear(accum)
-                for k in T.serial(steps):
-                    hopper.load_row_scales(A_scale, B_scale, scale, M, m_start, n_start, first_step + k)
-                    hopper.multiply_step(A_shared, B_shared, partial, full, empty, k, policy)
-                    for i, j in T.Parallel(tile_tokens, tile_weights):
-                        accum[i, j] += partial[i, j] * scale[i]
+                hopper.accumulate_rows(
+                    A_scale, B_scale, A_shared, B_shared, partial, accum, full, empty,
+                    M, m_start, n_start, first_step, steps, policy,
+                )  # fmt: skip
                 for i, j in T.Parallel(tile_tokens, tile_weights):
                     partial_shared[i, j] = accum[i, j]
             hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)

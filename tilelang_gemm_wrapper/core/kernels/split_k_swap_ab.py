@@ -39,7 +39,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             T.import_source(hopper.CLUSTER_SUM_SOURCE)
             A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
             B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
-            scale_shared = T.alloc_shared((steps, tile_tokens), hopper.F32)
+            scale_shared = T.alloc_shared((steps, tile_tokens + hopper.SCALE_PAD), hopper.F32)
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
             partial = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
             accum = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
@@ -53,12 +53,10 @@ def sm_90a(N: int, K: int, config: KernelConfig):
                     A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
                 )
             else:
-                hopper.stage_scales(A_scale, B_scale, scale_shared, M, m_start, n_start, first_step, threads)
-                T.clear(accum)
-                for k in T.serial(steps):
-                    hopper.multiply_step(B_shared, A_shared, partial, full, empty, k, policy)
-                    for i, j in T.Parallel(tile_weights, tile_tokens):
-                        accum[i, j] += partial[i, j] * scale_shared[k, j]
+                hopper.accumulate_columns(
+                    A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
+                    M, m_start, n_start, first_step, steps, threads, policy,
+                )  # fmt: skip
                 for i, j in T.Parallel(tile_weights, tile_tokens):
                     partial_shared[j, i] = accum[i, j]
             hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
