@@ -14,7 +14,7 @@ from tilelang_gemm_wrapper.core import compile_cache, wrapper
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name, cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import build_table
-from tilelang_gemm_wrapper.core.problem import checked_problem
+from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +26,31 @@ def gemm_nt_f8f8bf16(
 ) -> torch.Tensor:
     """C = (A * A_scale) @ (B * B_scale).T for FP8 operands with block scales.
 
-    A: (values, scales): values (M, K) float8_e4m3fn, row-major; scales (M, ceil(K / 128)) float32, row-major or
-        column-major (stride (1, >= M), as TMA-aligned quantisers give); neither is copied.
-    B: (values, scales): values (N, K) float8_e4m3fn, row-major; scales (ceil(N / 128), ceil(K / 128)) float32.
+    A: (values, scales): values (M, K) float8_e4m3fn, row-major; scales (M, ceil(K / 128)) float32, row-major
+        or column-major (stride (1, >= M), as TMA-aligned quantisers give); neither is copied.
+    B: (values, scales): values (N, K) float8_e4m3fn, row-major; scales (ceil(N / 128), ceil(K / 128))
+        float32.
     C: (M, N) bfloat16, row-major, written in place and returned; allocated where None.
 
-    All tensors on one device, A, B and C 16-byte aligned. M = 0 returns at once. NaN and Inf propagate. Products
-    are accumulated in float32, each 128-wide step of K under its own scales; results repeat bit for bit.
+    All tensors on one device, A, B and C 16-byte aligned. M = 0 returns at once. NaN and Inf propagate.
+    Products are accumulated in float32, each 128-wide step of K under its own scales; results repeat bit for
+    bit.
 
-    Runs on the current CUDA stream, in CUDA graphs (after `warmup`) and under torch.compile. Raises TypeError or
-    ValueError, before any launch, for tensors that do not fit.
+    Runs on the current CUDA stream, in CUDA graphs (after `warmup`) and under torch.compile. Raises TypeError
+    or ValueError, before any launch, for tensors that do not fit.
     """
-    A_values, A_scale = A
-    B_values, B_scale = B
-    if C is None:
-        C = torch.empty((A_values.shape[0], B_values.shape[0]), dtype=torch.bfloat16, device=A_values.device)
+    try:
+        A_values, A_scale = A
+        B_values, B_scale = B
+        if C is None:
+            shape = A_values.shape[0], B_values.shape[0]
+            C = torch.empty(shape, dtype=torch.bfloat16, device=A_values.device)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise operand_problem(A, B) from None
     if type(A_values) is torch.Tensor and not torch.compiler.is_compiling():
         _launch(A_values, A_scale, B_values, B_scale, C)
     else:  # traced, fake or subclassed tensors go through the dispatcher
+        check_tensors(A_values, A_scale, B_values, B_scale, C)
         torch.ops.tilelang_gemm.gemm_nt_f8f8bf16(A_values, A_scale, B_values, B_scale, C)
     return C
 
@@ -74,8 +81,9 @@ class Explanation:
 def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Explanation:
     """Which kernel a call with this M, N, K runs, from which file, and why; nothing is compiled or launched.
 
-    device: a device name such as "NVIDIA_H200" (one of `core.device.KNOWN_DEVICES` or an alias), a `Device`, or
-        None for the current CUDA device, the CPU where there is none. What is installed is judged on this machine.
+    device: a device name such as "NVIDIA_H200" (one of `core.device.KNOWN_DEVICES` or an alias), a `Device`,
+        or None for the current CUDA device, the CPU where there is none. What is installed is judged on this
+        machine.
     """
     for name, value, least in (("M", M, 0), ("N", N, 1), ("K", K, 1)):
         if not isinstance(value, int) or value < least:
@@ -93,8 +101,8 @@ def warmup(
 ) -> None:
     """Compile and load every kernel that calls with these (N, K) and M up to `m_max` can need.
 
-    TileLang kernels are compiled in parallel processes into a cache that later processes find; backends that the
-    tables name (DeepGEMM, Triton) compile what they pick for the M at which the tables switch to them.
+    TileLang kernels are compiled in parallel processes into a cache that later processes find; backends that
+    the tables name (DeepGEMM, Triton) compile what they pick for the M at which the tables switch to them.
 
     device: CUDA device index; None for the current one. progress: show a progress bar.
     Does nothing off-GPU. Call it before capturing CUDA graphs.
@@ -139,7 +147,7 @@ def _device(device: str | Device | None) -> Device:
         return device
     if device is None:
         return device_of(torch.cuda.current_device()) if torch.cuda.is_available() else cpu_device()
-    known = KNOWN_DEVICES.get(canonical_name(device))
+    known = KNOWN_DEVICES.get(canonical_name(device)) if isinstance(device, str) else None
     if known is None:
         raise ValueError(f"device is {device!r}, expected one of {', '.join(KNOWN_DEVICES)} or an alias")
     return known
