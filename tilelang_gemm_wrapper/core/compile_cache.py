@@ -8,8 +8,10 @@ import logging
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -58,54 +60,71 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
 
 
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Compile `jobs` into the disk cache with parallel worker processes; `progress(done, total)` as they finish.
+    """Compile `jobs` into the disk cache with parallel processes; `progress(done, total)` as they finish.
 
-    Jobs that an earlier process finished are skipped. Returns one sentence for each job that failed; a crash of
-    a compiler costs that job alone.
+    Jobs that an earlier process finished are skipped. Returns one sentence for each job that failed; a crash
+    of a compiler costs that job alone.
     """
     missing = [job for job in dict.fromkeys(jobs) if not _marker(job).exists()]
-    failures: list[str] = []
     workers = min(configurer.compile_workers(), len(missing))
     if not workers:
-        return failures
-    shares = [missing[i::workers] for i in range(workers)]
-    done = 0
+        return []
+    failures: list[str] = []
+    waiting, finished = deque(missing), SimpleQueue[str | None]()
     with ThreadPoolExecutor(workers) as pool:
-        queue: SimpleQueue[str | None] = SimpleQueue()
-        for share in shares:
-            pool.submit(_run_worker, share, queue)
-        while done < len(missing):
-            failure = queue.get()
-            done += 1
-            if failure is not None:
-                failures.append(failure)
-            if progress is not None:
-                progress(done, len(missing))
+        try:
+            for _ in range(workers):
+                pool.submit(_run_worker, waiting, finished)
+            for done in range(1, len(missing) + 1):
+                failure = finished.get()
+                if failure is not None:
+                    failures.append(failure)
+                if progress is not None:
+                    progress(done, len(missing))
+        finally:
+            waiting.clear()  # after Ctrl-C no further job starts
     return failures
 
 
-def _run_worker(jobs: list[CompileJob], finished: SimpleQueue[str | None]) -> None:
-    """Feed one worker process; report one item a job to `finished`, whatever happens to the process."""
-    pending = list(jobs)
-    while pending:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write("".join(job.to_json() + "\n" for job in pending))
-        process.stdin.close()
-        for line in process.stdout:
-            answer = json.loads(line)
-            pending.pop(0)
-            finished.put(answer["error"])
-        process.wait()
-        if pending:  # the process died in the middle of its first unanswered job
-            job = pending.pop(0)
-            finished.put(f"{job}: the compiler process ended with status {process.returncode}")
+def _run_worker(waiting: deque[CompileJob], finished: SimpleQueue[str | None]) -> None:
+    """Take jobs until none waits; put one item a job into `finished`, whatever happens to the process."""
+    process = None
+    while True:
+        try:
+            job = waiting.popleft()
+        except IndexError:
+            break
+        try:
+            if process is None or process.poll() is not None:
+                process = _start_worker()
+            finished.put(_answer_of(process, job))
+        except Exception as problem:  # no process to be had, say: the one who waits must hear of it
+            finished.put(f"{job}: {type(problem).__name__}: {problem}")
+    if process is not None:
+        process.communicate()
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _answer_of(process: subprocess.Popen[str], job: CompileJob) -> str | None:
+    """Have `process` compile one job: None, or what went wrong. One job at a time: no pipe can fill up."""
+    assert process.stdin is not None and process.stdout is not None
+    line = ""
+    with suppress(BrokenPipeError):
+        process.stdin.write(job.to_json() + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    if line.endswith("\n"):
+        return json.loads(line)["error"]
+    return f"{job}: the compiler process ended with status {process.wait()}"
 
 
 def _serve_jobs() -> None:
