@@ -10,7 +10,7 @@ _LAST_SMALL_M = 64
 
 
 def default_entries(N: int, K: int, device: Device, *, deep_gemm: bool) -> list[tuple[int, KernelConfig]]:
-    """(M, config) pairs in ascending M, each valid on `device`: up to that M, the last for every larger M too.
+    """(M, config) pairs in ascending M, each valid on `device`: up to that M, the last for all larger M too.
 
     `deep_gemm`: whether DeepGEMM can run here, which then takes the token counts where it leads. Empty where
     no TileLang kernel is valid.

@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs for a range of M. `kernel` is a TileLang kernel type or a backend ("deep_gemm", "triton", "torch")."""
+    """What runs for a range of M."""
 
-    kernel: str
+    kernel: str  # a TileLang kernel type, or a backend: "deep_gemm", "triton" or "torch"
     config: KernelConfig | None  # None for backends
     source: str  # path of a tuned file, "default choice" or "fallback"
     reason: str
@@ -55,9 +55,11 @@ def build_table(N: int, K: int, device: Device) -> DispatchTable:
     else:
         source = "default choice"
         deep_gemm = backends.backend("deep_gemm").why_unavailable(device) is None
+        defaults = default_entries(N, K, device, deep_gemm=deep_gemm)
+        ranges = _ranges([M for M, _ in defaults])
         entries = [
-            (M, config, f"no tuned file; default for M up to {M}")
-            for M, config in default_entries(N, K, device, deep_gemm=deep_gemm)
+            (M, config, f"no tuned file; default for {served}")
+            for (M, config), served in zip(defaults, ranges, strict=True)
         ]
         notes = (*search.refused, _missing_file(N, K, device, search))
     if not entries:
@@ -110,9 +112,16 @@ def _choice(N: int, K: int, device: Device, M: int, config: KernelConfig, source
     return Choice(replacement.kernel_type, replacement, "default choice", reason)
 
 
+def _ranges(bounds: list[int]) -> list[str]:
+    """In words, the M that each of these ascending bounds serves."""
+    last = f"M above {bounds[-2]}" if len(bounds) > 1 else "every M"
+    return [*(f"M up to {bound}" for bound in bounds[:-1]), *([last] if bounds else [])]
+
+
 def _missing_file(N: int, K: int, device: Device, search: ConfigSearch) -> str:
     directories = ", ".join(dict.fromkeys(str(path.parent) for path in search.tried))
     return (
-        f"no tuned file {config_file_name(N, K, device.name)!r} in {directories}; the default choice runs, which "
-        f"may be slower: tune N={N}, K={K} on this device or name a directory in {configurer.CONFIG_DIR}"
+        f"no tuned file {config_file_name(N, K, device.name)!r} in {directories}; the default choice runs, "
+        f"which may be slower: tune N={N}, K={K} on this device, or name a directory that has the file in "
+        f"{configurer.CONFIG_DIR}"
     )

@@ -48,8 +48,8 @@ class Gemm:
         """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture."""
         if self._index >= 0 and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"the kernel for N={self.table.N}, K={self.table.K} is not compiled and a CUDA graph is being "
-                f"captured; call warmup([({self.table.N}, {self.table.K})]) before the capture"
+                f"the kernel for N={self.table.N}, K={self.table.K} is not compiled and a CUDA graph is "
+                f"being captured; call warmup([({self.table.N}, {self.table.K})]) before the capture"
             )
         with self._lock:
             launch = self._launches[position]
