@@ -1,0 +1,67 @@
+"""core/kernel_registry.py: the configs a tuner tries, and the builders they lead to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, cpu_device
+from tilelang_gemm_wrapper.models import shapes_of
+
+H200, L40S = KNOWN_DEVICES["NVIDIA_H200"], KNOWN_DEVICES["NVIDIA_L40S"]
+SHAPES = [*shapes_of("public"), *shapes_of("qwen3-4b"), (16, 128), (576, 7168), (2112, 7168)]
+
+
+@pytest.mark.parametrize("device", [H200, L40S], ids=lambda device: device.name)
+@pytest.mark.parametrize(("N", "K"), list(dict.fromkeys(SHAPES)))
+def test_search_space(N, K, device):
+    space = list(kernel_registry.search_space(N, K, device))
+    assert [config for config in space if why_invalid(config, N, K, device)] == []
+    assert [config for config, times in Counter(space).items() if times > 1] == []
+    splits = {split for split in range(2, 9) if K // 128 % split == 0}
+    kinds = set(TILELANG_KERNELS) if splits else {"base", "swapAB"}
+    assert {config.kernel_type for config in space} == kinds
+    assert {config.split_k for config in space if config.is_split_k} == splits
+    # Decode needs narrow tiles of tokens, prefill wide ones.
+    tokens = {config.tile_tokens for config in space}
+    assert min(tokens) == (8 if device is H200 else 16)
+    assert max(tokens) >= 128
+    assert {config.threads for config in space} == {128, 256}
+    assert len({config.num_stages for config in space}) > 1
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "device"), [(24, 256, H200), (128, 192, H200), (128, 256, cpu_device())], ids=str
+)
+def test_nothing_to_search_where_no_kernel_runs(N, K, device):
+    assert list(kernel_registry.search_space(N, K, device)) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_89"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        KernelConfig("base", 64, 64, 128, 3, 128),
+        KernelConfig("swapAB", 64, 16, 128, 3, 128),
+        KernelConfig("splitK", 64, 64, 128, 3, 128, 2),
+        KernelConfig("splitK_swapAB", 64, 16, 128, 3, 128, 2),
+    ],
+    ids=lambda config: config.kernel_type,
+)
+def test_each_kind_has_a_builder(config, arch):
+    """The PrimFunc takes the five tensors, and the partials exactly where the launch brings them."""
+    pytest.importorskip("tilelang")
+    function = kernel_registry.build(1600, 512, config, arch)
+    workspace = kernel_registry.needs_workspace(config, arch)
+    assert workspace == (config.is_split_k and arch == "sm_89")
+    buffers = [function.buffer_map[parameter] for parameter in function.params]
+    assert [buffer.name for buffer in buffers[:5]] == ["A", "A_scale", "B", "B_scale", "C"]
+    assert len(buffers) == (6 if workspace else 5)
+    if workspace:
+        partials = buffers[5]
+        assert str(partials.dtype) == "float32"
+        assert (int(partials.shape[0]), int(partials.shape[2])) == (config.split_k, 1600)
+    assert [tuple(map(int, buffers[i].shape)) for i in (2, 3)] == [(1600, 512), (13, 4)]
