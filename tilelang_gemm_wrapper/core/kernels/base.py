@@ -31,6 +31,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             C_shared = T.alloc_shared((tile_tokens, tile_weights), hopper.BF16)
             partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
             accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
+            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
@@ -44,7 +45,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
                 )
             else:
                 hopper.accumulate_rows(
-                    A_scale, B_scale, A_shared, B_shared, partial, accum, full, empty,
+                    A_scale, B_scale, A_shared, B_shared, scale, partial, accum, full, empty,
                     M, m_start, n_start, 0, steps, policy,
                 )  # fmt: skip
                 T.copy(accum, C_shared)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
-SCALE_PAD = 2  # floats after each row of staged scales: storing along K then meets 16 banks, not one
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
@@ -32,7 +31,7 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
     if arch == "sm_90a" and config.is_swap_ab:
-        buffers.append(4 * steps * (tokens + SCALE_PAD))
+        buffers.append(4 * steps * tokens)
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 

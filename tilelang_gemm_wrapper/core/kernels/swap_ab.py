@@ -32,7 +32,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
         ) as (m_tile, n_tile):
             A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
             B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
-            scale_shared = T.alloc_shared((steps, tile_tokens + hopper.SCALE_PAD), hopper.F32)
+            scale_shared = T.alloc_shared((steps, tile_tokens), hopper.F32)
             C_shared = T.alloc_shared((tile_tokens, tile_weights), hopper.BF16)
             partial = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
             accum = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
@@ -48,7 +48,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             else:
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-                    M, m_start, n_start, 0, steps, threads, policy,
+                    M, m_start, n_start, 0, threads, policy,
                 )  # fmt: skip
                 for i, j in T.Parallel(tile_weights, tile_tokens):
                     C_shared[j, i] = accum[i, j]
