@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy_tilelang_gemm.py
 
-Fresh random inputs whose scales span a factor of 64, outputs filled with NaN, reference in float64. The error is 1 - 2<x, y> / (<x, x> + <y, y>). Ends with status 1 where a kernel is above 3e-6.
+Fresh random inputs whose scales span a factor of 64, outputs filled with NaN beforehand, reference in
+float64. The error is 1 - 2<x, y> / (<x, x> + <y, y>). Ends with status 1 where a kernel is above 3e-6.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tilelang_gemm_wrapper import doctor
+from tilelang_gemm_wrapper import configurer, doctor
 from tilelang_gemm_wrapper.core.config_file import config_file_name
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, cpu_device
 
@@ -148,11 +148,11 @@ def test_nvcc_is_looked_for_where_tilelang_looks(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-    assert doctor.find_nvcc() == tmp_path / "home" / "bin" / "nvcc"
+    assert configurer.find_nvcc() == tmp_path / "home" / "bin" / "nvcc"
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
-    assert doctor.find_nvcc() is None  # TileLang takes CUDA_HOME's word too
+    assert configurer.find_nvcc() is None  # TileLang takes CUDA_HOME's word too
     monkeypatch.delenv("CUDA_HOME")
-    assert doctor.find_nvcc() == tmp_path / "path" / "bin" / "nvcc"
+    assert configurer.find_nvcc() == tmp_path / "path" / "bin" / "nvcc"
 
 
 def test_a_tool_that_is_missing_or_fails_gives_none() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -65,6 +67,23 @@ def compile_workers() -> int:
     if not re.fullmatch(r"[0-9]{1,4}", value) or int(value) < 1:
         raise _bad_value(COMPILE_WORKERS, "a whole number from 1 to 9999")
     return int(value)
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc that TileLang would use, in its order: CUDA_HOME, PATH, the pip package, /usr/local/cuda."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        nvcc = Path(home, "bin", "nvcc")
+        return nvcc if nvcc.is_file() else None  # TileLang looks no further either
+    on_path = shutil.which("nvcc")
+    if on_path:
+        return Path(on_path)
+    with suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("nvidia-cuda-nvcc") or ():
+            if file.name == "nvcc":
+                return Path(str(file.locate()))
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return usual if usual.is_file() else None
 
 
 def fallback_choice() -> str:

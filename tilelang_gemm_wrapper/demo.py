@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from tilelang_gemm_wrapper import demo_model, explain, models, warmup
 from tilelang_gemm_wrapper.config_reports import columns, describe
+from tilelang_gemm_wrapper.configurer import find_nvcc
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device
-from tilelang_gemm_wrapper.doctor import find_nvcc, this_device
+from tilelang_gemm_wrapper.doctor import this_device
 
 MIN_COSINE = 0.99
 MAX_KERNEL_ERROR = 3e-6  # rounding the output to bfloat16 alone gives up to 2.5e-6

@@ -155,25 +155,8 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
-def find_nvcc() -> Path | None:
-    """The nvcc that TileLang would use, in its order: CUDA_HOME, PATH, the pip package, /usr/local/cuda."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home:
-        nvcc = Path(home, "bin", "nvcc")
-        return nvcc if nvcc.is_file() else None  # TileLang looks no further either
-    on_path = shutil.which("nvcc")
-    if on_path:
-        return Path(on_path)
-    if _version("nvidia-cuda-nvcc"):
-        for file in metadata.files("nvidia-cuda-nvcc") or ():
-            if file.name == "nvcc":
-                return Path(str(file.locate()))
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return usual if usual.is_file() else None
-
-
 def _compilers() -> str:
-    nvcc = find_nvcc()
+    nvcc = configurer.find_nvcc()
     if nvcc is None:
         first = (
             "nvcc",

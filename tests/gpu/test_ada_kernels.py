@@ -20,7 +20,7 @@ CASES = [
     (KernelConfig("base", 64, 128, 128, 3, 256), 2112, 1024),
     (KernelConfig("base", 16, 64, 128, 2, 128), 576, 512),
     (KernelConfig("swapAB", 64, 16, 128, 4, 128), 1600, 896),
-    (KernelConfig("splitK", 64, 64, 128, 2, 128, 4), 2112, 1024),
+    (KernelConfig("splitK", 64, 64, 128, 2, 256, 4), 2112, 1024),
     (KernelConfig("splitK_swapAB", 64, 16, 128, 3, 128, 7), 1600, 896),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import tilelang_module
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -40,7 +40,7 @@ class CompileReport:
 def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileReport:
     """Compile `config` for `arch` ("sm_90a" or "sm_89") to a cubin with the local CUDA toolkit.
 
-    Raises RuntimeError where nvcc or ptxas is missing or rejects the kernel.
+    Raises RuntimeError where nvcc is missing, or it or ptxas rejects the kernel.
     """
     tilelang = tilelang_module()
     tvm = tilelang.tvm
@@ -56,9 +56,15 @@ def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileRep
         source, ptx = Path(directory, "kernel.cu"), Path(directory, "kernel.ptx")
         source.write_text(artifact.kernel_source)
         includes = [f"-I{include / 'src'}", f"-I{include / '3rdparty/cutlass/include'}"]
-        _run("nvcc", ["-ptx", f"-arch={arch}", "-std=c++17", "-w", *includes, str(source), "-o", str(ptx)])
+        nvcc = configurer.find_nvcc()
+        if nvcc is None:
+            raise RuntimeError("nvcc was not found; install CUDA, or pip install 'tilelang[nvcc]'")
+        _run(nvcc, ["-ptx", f"-arch={arch}", "-std=c++17", "-w", *includes, str(source), "-o", str(ptx)])
         # ptxas refuses a kernel above the static limit; the dynamic part it does not know.
-        info = _run("ptxas", ["-v", f"-arch={arch}", str(ptx), "-o", str(Path(directory, "kernel.cubin"))])
+        info = _run(
+            nvcc.with_name("ptxas"),
+            ["-v", f"-arch={arch}", str(ptx), "-o", str(Path(directory, "kernel.cubin"))],
+        )
         text = ptx.read_text()
     return CompileReport(
         registers=max(_figures(r"Used (\d+) registers", info)),
@@ -74,11 +80,8 @@ def _figures(pattern: str, text: str) -> list[int]:
     return [int(figure) for figure in re.findall(pattern, text)]
 
 
-def _run(tool: str, arguments: Sequence[str]) -> str:
-    path = shutil.which(tool)
-    if path is None:
-        raise RuntimeError(f"{tool} is not on the PATH; install the CUDA toolkit to cross-compile kernels")
-    finished = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+def _run(tool: Path, arguments: Sequence[str]) -> str:
+    finished = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
     if finished.returncode:
         raise RuntimeError(
             f"{tool} ended with status {finished.returncode}: {finished.stderr.strip()[-2000:]}"

@@ -35,7 +35,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
-            # Neighbouring CTAs share a panel of B columns, so that its tiles are still in L2 when they are wanted.
+            # Neighbouring CTAs share a panel of tiles along N, which are still in L2 when they are wanted.
             T.use_swizzle(panel_size=8)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
 

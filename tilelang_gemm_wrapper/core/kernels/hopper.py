@@ -118,9 +118,9 @@ def accumulate_rows(
 ):  # fmt: skip
     """Math warps of base and splitK: accum[token, weight] over `steps` K steps.
 
-    Each thread reads the scales of the rows it accumulates into registers before it waits for the step's tiles.
-    Reading them a step ahead, under the WGMMA, was measured: 3 % faster from column-major scales, 4 % slower
-    from row-major ones, which have their next steps in L1.
+    Each thread reads the scales of the rows it accumulates into registers before it waits for the step's
+    tiles. Reading them a step ahead, under the WGMMA, helps column-major scales and hurts row-major ones,
+    which have their next steps in L1 already.
     """
     tile_tokens, tile_weights = accum.shape
     T.clear(accum)
@@ -144,8 +144,8 @@ def accumulate_columns(
     """Math warps of the swapAB kinds: accum[weight, token] over all K steps of `scale_shared`.
 
     scale_shared[k, token] = A_scale * B_scale is staged once, up front: a thread promotes two of every eight
-    tokens, too many scales for registers. Neighbouring threads stage neighbouring tokens, whatever the layout of
-    A_scale: walking along K where that is contiguous was measured 6 % slower (M 17 to 64), not faster.
+    tokens, too many scales for registers. Neighbouring threads stage neighbouring tokens whatever the layout
+    of A_scale: walking along K where that is contiguous was slower on an H200, not faster.
     """
     tile_weights, tile_tokens = accum.shape
     steps = scale_shared.shape[0]
@@ -168,8 +168,8 @@ def cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, thr
     """Sum the cluster's float32 partial tiles in rank order and store them as bfloat16.
 
     `partial_shared` is (tile_tokens, tile_weights + pad) in every CTA. Each CTA sums an equal share of the
-    tile, reading its peers' shared memory, so the order of additions never depends on timing. The pad lets the
-    transposing store of a swapAB accumulator (lanes walk 4 rows by 8 columns) touch 32 different banks.
+    tile, reading its peers' shared memory, so the order of additions never depends on timing. The pad lets
+    the transposing store of a swapAB accumulator (lanes walk 4 rows by 8 columns) touch 32 different banks.
     """
     tile_tokens = partial_shared.shape[0]
     quads_per_row = (partial_shared.shape[1] - PARTIAL_PAD) // 4

@@ -18,6 +18,9 @@ _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled
 # Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
 # addresses and scales under the 255-register limit; the next size up (256) spills.
 _MAX_TILE_VALUES_PER_THREAD = 128
+# On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
+_MAX_ADA_VALUES = 64
+_MAX_ADA_SPLIT_VALUES = 32
 
 
 def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
@@ -70,6 +73,14 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
 
 
 def _why_no_mma(config: KernelConfig) -> str | None:
+    values = 2 * config.block_M * config.block_N // config.threads
+    most = _MAX_ADA_SPLIT_VALUES if config.kernel_type == "splitK" else _MAX_ADA_VALUES
+    if values > most:
+        return (
+            f"a {config.block_M} x {config.block_N} {config.kernel_type} tile on {config.threads} threads "
+            f"keeps {values} float32 values a thread and spills on sm_89 above {most}; use more threads or a "
+            f"smaller tile"
+        )
     sizes = (16, 32, 64, 128)
     for field, value in (("block_M", config.block_M), ("block_N", config.block_N)):
         if value not in sizes:

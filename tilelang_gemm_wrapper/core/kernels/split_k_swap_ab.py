@@ -1,8 +1,8 @@
 """`splitK_swapAB`: `swapAB` with the K steps of a tile divided among the CTAs of a cluster.
 
-A decode GEMM has few tiles: 2560 weights in tiles of 64 are 40 CTAs for 132 SMs. Splitting K fills the GPU; the
-float32 partial tiles meet in distributed shared memory, so there is no workspace, no second launch, and the
-order of additions is fixed.
+A decode GEMM has few tiles: 2560 weights in tiles of 64 are 40 CTAs for 132 SMs. Splitting K fills the GPU.
+On Hopper the float32 partial tiles meet in distributed shared memory, so there is no workspace, no second
+launch, and the order of additions is fixed.
 """
 
 import tilelang.language as T
