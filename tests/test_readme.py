@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,12 @@ def test_the_example_runs_and_computes_the_product(capsys: pytest.CaptureFixture
     assert C.dtype == torch.bfloat16
     assert error(C.float(), x @ w.T) < 2e-3  # what quantising both operands costs
     assert "M=16, N=6144, K=2560" in capsys.readouterr().out
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    script = [sys.executable, str(REPOSITORY / "benchmarks" / "update_readme.py"), "--check"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(script, check=False, env=environment).returncode == 0
 
 
 def test_every_environment_variable_is_listed_once() -> None:

@@ -1,0 +1,71 @@
+"""Write the README's table of measured figures from a benchmark's CSV.
+
+python benchmarks/update_readme.py            # rewrite the block
+python benchmarks/update_readme.py --check    # status 1 if it is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, checked, geomean
+from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results/NVIDIA_H200/gemm_qwen3-4b.csv"
+BEGIN, END = "<!-- benchmark:begin -->\n", "<!-- benchmark:end -->"
+TOKENS = (1, 8, 16, 32, 64, 128, 512, 2048, 8192)
+
+
+def block(rows: list[Row], source: str) -> str:
+    """The table and what it says, as Markdown: µs per shape and M, × DeepGEMM on the same inputs."""
+    cells = by_cell(checked(rows))
+    shapes = list(dict.fromkeys(cell[1:] for cell in cells))
+    first = rows[0]
+    device = first.device.replace("_", " ")
+    lines = [
+        f"The linear layers of Qwen3-4B-FP8 on {device}: µs, and in brackets how many times as fast as",
+        "DeepGEMM's kernel on the same column-major scales; 1.00 mostly means that the table names DeepGEMM. Ideal",
+        "is the larger of a plain read of the weights and the FLOPs at 1450 TFLOPS. Means are geometric.",
+        f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
+        f"[Every M and provider]({source}).",
+        "",
+        "| M | " + " | ".join(f"{N}×{K}" for N, K in shapes) + " | × DeepGEMM | % of ideal |",
+        "|---" * (len(shapes) + 3) + "|",
+    ]
+    for M in TOKENS:
+        texts, speedups, shares = [], [], []
+        for N, K in shapes:
+            ours, peer = cells[M, N, K][OURS_COLUMN_MAJOR], cells[M, N, K]["deep_gemm"]
+            assert ours.p50_us and peer.p50_us and ours.ideal_us
+            speedups.append(peer.p50_us / ours.p50_us)
+            shares.append(100 * ours.ideal_us / ours.p50_us)
+            texts.append(f"{ours.p50_us:.1f} ({speedups[-1]:.2f})")
+        lines.append(f"| {M} | {' | '.join(texts)} | {geomean(speedups):.2f} | {geomean(shares):.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, tell whether the block is current"
+    )
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    source = RESULTS.with_suffix(".md").relative_to(ROOT).as_posix()
+    new = head + BEGIN + block(read_rows(RESULTS, Row), source) + END + tail
+    if options.check:
+        return int(new != text)
+    readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
