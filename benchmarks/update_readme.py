@@ -27,7 +27,7 @@ def block(rows: list[Row], source: str) -> str:
     device = first.device.replace("_", " ")
     lines = [
         f"The linear layers of Qwen3-4B-FP8 on {device}: µs, and in brackets how many times as fast as",
-        "DeepGEMM's kernel on the same column-major scales; 1.00 mostly means that the table names DeepGEMM. Ideal",
+        "DeepGEMM's kernel on the same column-major scales; 1.00 mostly means that the table names it. Ideal",
         "is the larger of a plain read of the weights and the FLOPs at 1450 TFLOPS. Means are geometric.",
         f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
         f"[Every M and provider]({source}).",
