@@ -1,0 +1,236 @@
+"""core/compile_cache.py: jobs in parallel processes; what one costs the others, and what is remembered."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core import compile_cache
+from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_many
+from tilelang_gemm_wrapper.core.config import KernelConfig
+
+pytest.importorskip("tilelang")  # its version is part of what a marker stands for
+
+SWAP = KernelConfig("swapAB", 64, 16, 128, 2, 128)
+
+# A worker whose compiler does what N asks for.
+WORKER = """
+import os, time
+from tilelang_gemm_wrapper.core import compile_cache
+
+def compile_kernel(job):
+    print("a compiler talks", flush=True)
+    time.sleep(0.01)
+    if job.N == 13:
+        os._exit(7)
+    if job.N == 14:
+        raise RuntimeError("no such instruction: " + "x" * 200_000)
+    if job.N == 15:
+        raise SystemExit("gives up")
+    if job.N > 1000:  # one of two that meet
+        directory = compile_cache.cache_directory()
+        (directory / f"at-work-{job.N}").touch()
+        until = time.monotonic() + 20
+        while len(list(directory.glob("at-work-*"))) < 2:
+            assert time.monotonic() < until, "nobody came"
+            time.sleep(0.01)
+    with open(compile_cache.cache_directory() / "log", "a") as log:
+        log.write(f"{job.N} {os.getpid()}\\n")
+    compile_cache._marker(job).touch()
+
+compile_cache.compile_kernel = compile_kernel
+compile_cache._serve_jobs()
+"""
+
+
+def job(n, k=128):
+    return CompileJob(n, k, SWAP, "sm_90a")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path))
+    monkeypatch.setenv(configurer.COMPILE_WORKERS, "2")
+    return tmp_path
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Have `compile_many` start this program instead of the real worker."""
+
+    def use(program, ended=False):
+        def run(command, **options):
+            assert command == [sys.executable, "-m", compile_cache.__name__]
+            process = popen([sys.executable, "-c", program], **options)
+            if ended:
+                process.wait()
+            return process
+
+        monkeypatch.setattr(compile_cache.subprocess, "Popen", run)
+
+    popen = subprocess.Popen
+    use(WORKER)
+    return use
+
+
+def compiled(cache):
+    """N of each job that a fake worker compiled -> the process it ran in."""
+    log = cache / "log"
+    return dict(map(int, line.split()) for line in log.read_text().splitlines()) if log.exists() else {}
+
+
+def within(seconds, function, *arguments):
+    """The result of a call that must not hang."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function(*arguments)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert results, f"no result after {seconds} s"
+    return results[0]
+
+
+@pytest.mark.parametrize("config", [SWAP, KernelConfig("splitK", 64, 64, 128, 0, 256, 4)])
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_89"])
+def test_a_job_survives_the_pipe(config, arch):
+    sent = CompileJob(2112, 7168, config, arch)
+    assert "\n" not in sent.to_json()
+    assert CompileJob.from_json(sent.to_json()) == sent
+
+
+def test_every_job_is_compiled_once(worker, cache):
+    shown = []
+    jobs = [job(n) for n in (16, 32, 48, 64, 80)]
+    assert compile_many([*jobs, jobs[0]], lambda done, total: shown.append((done, total))) == []
+    assert sorted(compiled(cache)) == [16, 32, 48, 64, 80]
+    assert len((cache / "log").read_text().splitlines()) == 5
+    assert shown == [(done, 5) for done in range(1, 6)]
+    assert 1 <= len(set(compiled(cache).values())) <= 2
+
+
+def test_workers_work_side_by_side(worker, cache):
+    assert within(60, compile_many, [job(1008), job(1024)]) == []
+    assert len(set(compiled(cache).values())) == 2
+
+
+def test_what_is_compiled_is_skipped(worker, cache):
+    assert compile_many([job(16)]) == []
+    worker("raise SystemExit('nothing should start')")
+    shown = []
+    assert compile_many([job(16)], lambda *progress: shown.append(progress)) == []
+    assert shown == []
+    assert compile_many([]) == []
+
+
+def test_all_that_decides_the_binary_names_the_marker(monkeypatch, cache):
+    jobs = [
+        job(16),
+        job(32),
+        job(16, 256),
+        CompileJob(16, 128, SWAP, "sm_89"),
+        CompileJob(16, 128, KernelConfig("swapAB", 64, 16, 128, 3, 128), "sm_90a"),
+    ]
+    markers = {compile_cache._marker(each) for each in jobs}
+    assert len(markers) == len(jobs)
+    assert {marker.parent.parent for marker in markers} == {cache}
+    monkeypatch.setattr(compile_cache, "_code_version", lambda: "another tilelang, or other kernels")
+    assert compile_cache._marker(job(16)) not in markers
+
+
+def test_the_marker_follows_tilelang_and_the_kernel_sources(monkeypatch):
+    read = Path.read_bytes
+    compile_cache._code_version.cache_clear()
+    before = compile_cache._code_version()
+    try:
+        for changed in ("base.py", "hopper.py", "ada.py"):
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Path, "read_bytes", lambda path, c=changed: read(path) + b"#" * (path.name == c)
+                )
+                compile_cache._code_version.cache_clear()
+                assert compile_cache._code_version() != before
+        with monkeypatch.context() as patch:
+            patch.setattr(compile_cache, "version", lambda name: "0.1.99")
+            compile_cache._code_version.cache_clear()
+            assert compile_cache._code_version() != before
+    finally:
+        compile_cache._code_version.cache_clear()
+
+
+def test_a_failure_costs_that_job_alone(worker, cache):
+    """Also where its message is longer than a pipe holds."""
+    failures = within(60, compile_many, [job(n) for n in (16, 14, 32, 48)])
+    assert sorted(compiled(cache)) == [16, 32, 48]
+    (failure,) = failures
+    assert failure.startswith(f"{job(14)}: RuntimeError: no such instruction")
+    assert len(failure) > 200_000
+    assert not compile_cache._marker(job(14)).exists()
+
+
+@pytest.mark.parametrize(("n", "status"), [(13, 7), (15, 1)])
+def test_a_dead_worker_costs_that_job_alone(worker, cache, monkeypatch, n, status):
+    monkeypatch.setenv(configurer.COMPILE_WORKERS, "1")
+    failures = within(60, compile_many, [job(each) for each in (16, n, 32, 48)])
+    assert failures == [f"{job(n)}: the compiler process ended with status {status}"]
+    processes = compiled(cache)
+    assert sorted(processes) == [16, 32, 48]
+    assert processes[16] != processes[32] == processes[48]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    "program", ["raise SystemExit(3)", "import os; os.write(1, b'half an answer'); os._exit(3)"]
+)
+def test_workers_that_never_work(worker, program, ended):
+    """No caller waits for ever: every job gets its failure, also where nobody is left to read it."""
+    worker(program, ended)
+    failures = within(60, compile_many, [job(n) for n in (16, 32, 48)])
+    assert sorted(failures) == [f"{job(n)}: the compiler process ended with status 3" for n in (16, 32, 48)]
+
+
+def test_workers_that_cannot_be_started(monkeypatch):
+    def no_process(*_, **__):
+        raise OSError("cannot fork")
+
+    monkeypatch.setattr(compile_cache.subprocess, "Popen", no_process)
+    failures = within(60, compile_many, [job(16), job(32)])
+    assert sorted(failures) == [f"{job(n)}: OSError: cannot fork" for n in (16, 32)]
+
+
+def test_an_interrupt_starts_no_further_job(worker, cache, monkeypatch):
+    monkeypatch.setenv(configurer.COMPILE_WORKERS, "1")
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_many([job(16 * n) for n in range(1, 40)], interrupt)
+    assert 1 <= len(compiled(cache)) < 39
+
+
+def test_where_kernels_are_kept(monkeypatch, cache, tmp_path):
+    assert compile_cache.cache_directory() == cache
+    monkeypatch.delenv(configurer.CACHE_DIR)
+    monkeypatch.setenv("TILELANG_CACHE_DIR", str(tmp_path / "theirs"))
+    assert compile_cache.cache_directory() == tmp_path / "theirs"
+    monkeypatch.delenv("TILELANG_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compile_cache.cache_directory() == tmp_path / ".tilelang" / "cache"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+def test_real_kernels(cache):
+    """One kernel compiles into the cache asked for, one has no builder; then nothing is left to do."""
+    good, bad = job(64), CompileJob(64, 128, SWAP, "sm_70")
+    (failure,) = compile_many([good, bad])
+    assert failure.startswith(f"{bad}: AttributeError: ")
+    assert compile_cache._marker(good).exists()
+    assert [path for path in cache.rglob("*") if path.is_file() and path.suffix in (".so", ".cu", ".cubin")]
+    shown = []
+    compile_many([good], lambda *progress: shown.append(progress))
+    assert shown == []

@@ -1,0 +1,231 @@
+"""core/wrapper.py: one compile a choice, a result even without it, and no compile under capture."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+
+import pytest
+import torch
+
+from tilelang_gemm_wrapper import backends
+from tilelang_gemm_wrapper.core import wrapper
+from tilelang_gemm_wrapper.core.compile_cache import CompileJob
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, cpu_device
+from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
+from tilelang_gemm_wrapper.core.workload import error, random_workload, reference
+
+H200, L40S = KNOWN_DEVICES["NVIDIA_H200"], KNOWN_DEVICES["NVIDIA_L40S"]
+N, K = 256, 512
+SWAP = KernelConfig("swapAB", 64, 16, 128, 6, 128)
+SPLIT = KernelConfig("splitK", 64, 64, 128, 3, 128, 2)
+CPU = -1
+
+
+def table(*configs, device=H200, notes=()):
+    """Choices for M up to 8, 16, 24 …"""
+    choices = [Choice(config.kernel_type, config, "test", "because") for config in configs]
+    return DispatchTable(N, K, device, tuple(8 * (i + 1) for i in range(len(configs))), tuple(choices), notes)
+
+
+class Compiler:
+    """Stands for `compile_kernel`: counts jobs and makes launchers that record themselves."""
+
+    def __init__(self, seconds=0.0):
+        self.jobs, self.launched, self.seconds = [], [], seconds
+
+    def __call__(self, job):
+        self.jobs.append(job)
+        time.sleep(self.seconds)
+        return lambda *tensors: self.launched.append((job.config, tensors))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    made = Compiler()
+    monkeypatch.setattr(wrapper, "compile_kernel", made)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    wrapper.forget()
+    yield
+    wrapper.forget()
+
+
+def test_each_m_launches_its_choice_compiled_once(compiler):
+    gemm = wrapper.Gemm(table(SWAP, SPLIT), CPU)
+    for M in (1, 8, 9, 16, 17, 10**6, 3):
+        gemm(M, "A", "A_scale", "B", "B_scale", "C")
+    assert [config for config, _ in compiler.launched] == [SWAP, SWAP, SPLIT, SPLIT, SPLIT, SPLIT, SWAP]
+    assert {tensors for _, tensors in compiler.launched} == {("A", "A_scale", "B", "B_scale", "C")}
+    assert compiler.jobs == [CompileJob(N, K, SWAP, "sm_90a"), CompileJob(N, K, SPLIT, "sm_90a")]
+
+
+def test_threads_share_one_compile(compiler):
+    compiler.seconds = 0.05
+    gemm = wrapper.Gemm(table(SWAP), CPU)
+    start = threading.Barrier(8)
+
+    def call():
+        start.wait()
+        gemm(1, *"abcde")
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compiler.jobs) == 1
+    assert len(compiler.launched) == 8
+
+
+def test_a_kernel_that_does_not_compile_gives_way_to_the_fallback(compiler, monkeypatch, caplog):
+    """On a device of which only the reference backend runs, so that the result can be checked."""
+
+    def compile_kernel(job):
+        if job.config == SWAP:
+            raise RuntimeError("ptxas died")
+        return Compiler.__call__(compiler, job)
+
+    monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
+    for name in ("deep_gemm", "triton"):
+        monkeypatch.setattr(backends.backend(name), "why_unavailable", lambda device: "not installed")
+    monkeypatch.delenv("TILELANG_GEMM_FALLBACK", raising=False)
+    gemm = wrapper.Gemm(table(SWAP, SPLIT), CPU)
+    workload = random_workload(3, N, K)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            C = workload.empty_output()
+            gemm(3, workload.A, workload.A_scale, workload.B, workload.B_scale, C)
+            assert error(C, reference(workload)) < 3e-6
+    failed, kept = gemm.choices
+    assert (failed.kernel, failed.config, failed.source) == ("torch", None, "fallback")
+    for text in (str(SWAP), "did not compile", "RuntimeError: ptxas died", "not installed"):
+        assert text in failed.reason
+    assert kept.config == SPLIT
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"N={N}, K={K}: {failed.reason}" == record.getMessage()
+    gemm(9, *"abcde")
+    assert [config for config, _ in compiler.launched] == [SPLIT]
+
+
+def test_a_backend_choice_launches_that_backend(monkeypatch):
+    launched = []
+    monkeypatch.setattr(backends.backend("triton"), "gemm", lambda *tensors: launched.append(tensors))
+    choices = (Choice("triton", None, "test", "because"),)
+    wrapper.Gemm(DispatchTable(N, K, H200, (8,), choices), CPU)(5, *"abcde")
+    assert launched == [tuple("abcde")]
+
+
+def test_capture_refuses_to_compile_and_takes_what_is_compiled(compiler, monkeypatch):
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    gemm = wrapper.Gemm(table(SWAP), 0)
+    with pytest.raises(RuntimeError) as refusal:
+        gemm(1, *"abcde")
+    for text in (f"N={N}, K={K}", "not compiled", "CUDA graph", f"call warmup([({N}, {K})]) before"):
+        assert text in str(refusal.value)
+    assert compiler.jobs == []
+    capturing = False
+    gemm.prepare(0)
+    capturing = True
+    gemm(1, *"abcde")
+    assert len(compiler.launched) == 1
+
+
+def test_off_gpu_cuda_is_not_asked(compiler, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: pytest.fail("asked CUDA"))
+    wrapper.Gemm(table(SWAP), CPU)(1, *"abcde")
+    assert len(compiler.launched) == 1
+
+
+def test_split_k_on_ada_gets_a_workspace_of_its_own(compiler):
+    """Partials of (split_k, M, N) float32, new for every call: two streams must never share them."""
+    gemm = wrapper.Gemm(table(SPLIT, device=L40S), CPU)
+    workload = random_workload(5, N, K)
+    tensors = (workload.A, workload.A_scale, workload.B, workload.B_scale, workload.empty_output())
+    gemm(5, *tensors)
+    gemm(5, *tensors)
+    (_, (*first, one)), (_, (*_, two)) = compiler.launched
+    assert all(given is passed for given, passed in zip(tensors, first, strict=True))
+    assert (tuple(one.shape), one.dtype, one.device) == ((2, 5, N), torch.float32, workload.device)
+    assert one.data_ptr() != two.data_ptr()
+
+
+def test_split_k_on_hopper_needs_no_workspace(compiler):
+    wrapper.Gemm(table(SPLIT, device=H200), CPU)(5, *"abcde")
+    assert compiler.launched == [(SPLIT, tuple("abcde"))]
+
+
+@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [1])])
+def test_among_several_gpus_the_tensors_device_launches(compiler, monkeypatch, current, entered):
+    seen = []
+
+    @contextlib.contextmanager
+    def device(index):
+        seen.append(index)
+        yield
+        assert len(compiler.launched) == 1
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    wrapper.Gemm(table(SWAP), 1)(1, *"abcde")
+    assert seen == entered
+    assert len(compiler.launched) == 1
+
+
+def test_reachable_choices():
+    gemm = wrapper.Gemm(table(SWAP, SPLIT, SWAP), CPU)
+    assert [list(gemm.reachable(m_max)) for m_max in (1, 8, 9, 17, 10**6)] == [
+        [0],
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2],
+    ]
+
+
+def test_tables_are_built_and_their_notes_logged_once(monkeypatch, caplog):
+    built = []
+
+    def build_table(n, k, device):
+        built.append((n, k, device))
+        time.sleep(0.02)
+        return table(SWAP, notes=(f"no tuned file for {n}, {k}",))
+
+    monkeypatch.setattr(wrapper, "build_table", build_table)
+    monkeypatch.setattr(wrapper, "device_of", lambda index: H200)
+    got = []
+    with caplog.at_level(logging.WARNING):
+        threads = [threading.Thread(target=lambda: got.append(wrapper.gemm_for(N, K, 0))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        other = wrapper.gemm_for(N, 2 * K, 0)
+        cpu = wrapper.gemm_for(N, K, CPU)
+    assert len({id(gemm) for gemm in (*got, other, cpu)}) == 3
+    assert built == [(N, K, H200), (N, 2 * K, H200), (N, K, cpu_device())]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"no tuned file for {N}, {k}" for k in (K, 2 * K, K)]
+    wrapper.forget()
+    assert wrapper.gemm_for(N, K, 0) is not got[0]
+    assert len(built) == 4
+
+
+def test_run_on_the_cpu():
+    for M in (1, 3):
+        workload = random_workload(M, 100, 130)
+        C = workload.empty_output()
+        wrapper.run(M, 100, 130, CPU, workload.A, workload.A_scale, workload.B, workload.B_scale, C)
+        assert error(C, reference(workload)) < 3e-6
+    assert wrapper.gemm_for(100, 130, CPU).choices[0].kernel == "torch"
