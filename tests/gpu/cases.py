@@ -14,12 +14,13 @@ CONFIGS: dict[str, list[KernelConfig]] = {
         KernelConfig("base", 64, 128, 128, 4, 128),
         KernelConfig("base", 64, 64, 128, 1, 256),
         KernelConfig("base", 128, 128, 128, 4, 256),
-        KernelConfig("base", 256, 64, 128, 3, 256),
+        KernelConfig("base", 256, 32, 128, 3, 128),
     ],
     "swapAB": [
         KernelConfig("swapAB", 64, 8, 128, 8, 128),
         KernelConfig("swapAB", 64, 32, 128, 2, 256),
         KernelConfig("swapAB", 64, 64, 128, 4, 128),
+        KernelConfig("swapAB", 128, 32, 128, 4, 128),
         KernelConfig("swapAB", 128, 128, 128, 4, 256),
     ],
     "splitK": [

@@ -60,8 +60,12 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
     warpgroups = config.threads // 128
     if config.block_M >= 64 * warpgroups:
         columns = config.block_N
-        if config.block_M % (64 * warpgroups):
-            return f"block_M = {config.block_M}; {warpgroups} warpgroups of 64 rows do not divide it"
+        # TileLang 0.1.11 lets two warpgroups of several WGMMA each compute and store different rows.
+        if warpgroups > 1 and config.block_M > 64 * warpgroups:
+            return (
+                f"block_M = {config.block_M}; {warpgroups} warpgroups take {64 * warpgroups} rows; use "
+                f"block_M = {64 * warpgroups}, or 128 threads"
+            )
     else:
         columns = config.block_N // warpgroups
     if columns != 8 and columns % 16:
