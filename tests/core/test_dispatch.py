@@ -234,6 +234,23 @@ def test_what_is_logged(tmp_path, caplog):
     log_notes(build_table(N + 8, K, H200))
     (record,) = caplog.records
     assert record.getMessage().startswith(f"N={N + 8}, K={K} runs on deep_gemm: N = {N + 8} is not")
+    assert config_file_name(N + 8, K, H200.name) in record.getMessage()
+
+
+def test_a_tuned_file_may_name_a_backend_for_a_shape_that_tilelang_refuses(tmp_path):
+    put(tmp_path, [(8, KernelConfig("triton"))], n=N + 8)
+    (choice,) = build_table(N + 8, K, H200).choices
+    assert (choice.kernel, choice.source.endswith(".json")) == ("triton", True)
+
+
+def test_replaced_entries_are_logged_once(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    put(tmp_path, [(8, SWAP), (64, KernelConfig("deep_gemm")), (128, KernelConfig("deep_gemm"))])
+    say(monkeypatch, "deep_gemm", lambda device: "deep_gemm is not installed")
+    log_notes(build_table(N, K, H200))
+    (record,) = caplog.records
+    assert "2 entries" in record.getMessage()
+    assert "deep_gemm is not installed" in record.getMessage()
 
 
 def _shipped_files():

@@ -44,7 +44,7 @@ class DispatchTable:
 
 def build_table(N: int, K: int, device: Device) -> DispatchTable:
     """The table for (N, K) on `device`: a tuned file, else the default choice, else a fallback backend."""
-    why_not = configurer.why_tilelang_unavailable(device) or _why_shape_unfit(N, K)
+    why_not = configurer.why_tilelang_unavailable(device)
     if why_not is not None:
         return _fallback_table(N, K, device, why_not)
     search = find_config(N, K, device)
@@ -52,6 +52,10 @@ def build_table(N: int, K: int, device: Device) -> DispatchTable:
         source = str(search.file.path)
         entries = [(entry.M, entry.config, f"tuned for M = {entry.M}") for entry in search.file.entries]
         notes = search.refused
+    elif why_not := _why_shape_unfit(N, K):
+        return _fallback_table(
+            N, K, device, f"{why_not}; {_missing_file(N, K, device, search)}", search.refused
+        )
     else:
         source = "default choice"
         deep_gemm = backends.backend("deep_gemm").why_unavailable(device) is None
@@ -61,10 +65,21 @@ def build_table(N: int, K: int, device: Device) -> DispatchTable:
             (M, config, f"no tuned file; default for {served}")
             for (M, config), served in zip(defaults, ranges, strict=True)
         ]
-        notes = (*search.refused, _missing_file(N, K, device, search))
+        remedy = (
+            f"the default choice runs, which may be slower: tune N={N}, K={K} on this device, or name a "
+            f"directory that has the file in {configurer.CONFIG_DIR}"
+        )
+        notes = (*search.refused, f"{_missing_file(N, K, device, search)}; {remedy}")
     if not entries:
         return _fallback_table(N, K, device, f"no TileLang kernel is valid for N = {N}, K = {K}", notes)
     choices = [_choice(N, K, device, M, config, source, reason) for M, config, reason in entries]
+    replaced = [choice for choice in choices if choice.source != source]
+    if replaced:
+        runs = "others run" if len(replaced) > 1 else f"{replaced[0].kernel} runs"
+        notes = (
+            *notes,
+            f"N={N}, K={K}, {len(replaced)} entries of {source}: {replaced[0].reason}; {runs} instead",
+        )
     return DispatchTable(N, K, device, tuple(M for M, _, _ in entries), tuple(choices), notes)
 
 
@@ -120,8 +135,4 @@ def _ranges(bounds: list[int]) -> list[str]:
 
 def _missing_file(N: int, K: int, device: Device, search: ConfigSearch) -> str:
     directories = ", ".join(dict.fromkeys(str(path.parent) for path in search.tried))
-    return (
-        f"no tuned file {config_file_name(N, K, device.name)!r} in {directories}; the default choice runs, "
-        f"which may be slower: tune N={N}, K={K} on this device, or name a directory that has the file in "
-        f"{configurer.CONFIG_DIR}"
-    )
+    return f"no tuned file {config_file_name(N, K, device.name)!r} in {directories}"
