@@ -9,72 +9,38 @@ import tilelang.language as T
 from tilelang_gemm_wrapper.core.kernels.hopper import K_STEP
 
 
-@T.macro
-def accumulate_tokens_by_weights(
-    A,
-    A_scale,
-    B,
-    B_scale,
-    A_shared,
-    B_shared,
-    scale,
-    partial,
-    accum,
-    M,
-    m_start,
-    n_start,
-    first_step,
-    steps,
-    num_stages,
-):
-    """accum[token, weight] += scaled partial of each K step; `scale` is a (tile_tokens,) fragment."""
-    tile_tokens, tile_weights = accum.shape
-    T.clear(accum)
-    for k in T.Pipelined(steps, num_stages=num_stages):
-        group = first_step + k
-        T.copy(A[m_start, group * K_STEP], A_shared)
-        T.copy(B[n_start, group * K_STEP], B_shared)
-        for i in T.Parallel(tile_tokens):
-            scale[i] = T.if_then_else(
-                m_start + i < M, A_scale[m_start + i, group] * B_scale[n_start // 128, group], 0.0
-            )
-        T.gemm(A_shared, B_shared, partial, transpose_B=True, clear_accum=True)
-        for i, j in T.Parallel(tile_tokens, tile_weights):
-            accum[i, j] += partial[i, j] * scale[i]
+def accumulate_rows(A, A_scale, B, B_scale, A_shared, B_shared, *rest):
+    """accum[token, weight] of base and splitK; the parameters are those of `_accumulate`."""
+    _accumulate(A_scale, B_scale, A, A_shared, B, B_shared, 0, *rest)
+
+
+def accumulate_columns(A, A_scale, B, B_scale, A_shared, B_shared, *rest):
+    """accum[weight, token] of the swapAB kinds; the parameters are those of `_accumulate`."""
+    _accumulate(A_scale, B_scale, B, B_shared, A, A_shared, 1, *rest)
 
 
 @T.macro
-def accumulate_weights_by_tokens(
-    A,
-    A_scale,
-    B,
-    B_scale,
-    A_shared,
-    B_shared,
-    scale,
-    partial,
-    accum,
-    M,
-    m_start,
-    n_start,
-    first_step,
-    steps,
-    num_stages,
-):
-    """accum[weight, token] += scaled partial of each K step; `scale` is a (tile_tokens,) fragment."""
-    tile_weights, tile_tokens = accum.shape
+def _accumulate(
+    A_scale, B_scale, rows, rows_shared, columns, columns_shared, token_axis,
+    scale, partial, accum, M, m_start, n_start, first_step, steps, num_stages,
+):  # fmt: skip
+    """accum = the sum over `steps` K steps of rows @ columns.T, each under its scales.
+
+    Tokens run along axis `token_axis` of `accum`; `scale` is a (tile_tokens,) fragment.
+    """
+    starts = (m_start, n_start) if token_axis == 0 else (n_start, m_start)
     T.clear(accum)
     for k in T.Pipelined(steps, num_stages=num_stages):
         group = first_step + k
-        T.copy(B[n_start, group * K_STEP], B_shared)
-        T.copy(A[m_start, group * K_STEP], A_shared)
-        for j in T.Parallel(tile_tokens):
-            scale[j] = T.if_then_else(
-                m_start + j < M, A_scale[m_start + j, group] * B_scale[n_start // 128, group], 0.0
+        T.copy(rows[starts[0], group * K_STEP], rows_shared)
+        T.copy(columns[starts[1], group * K_STEP], columns_shared)
+        for token in T.Parallel(accum.shape[token_axis]):
+            scale[token] = T.if_then_else(
+                m_start + token < M, A_scale[m_start + token, group] * B_scale[n_start // 128, group], 0.0
             )
-        T.gemm(B_shared, A_shared, partial, transpose_B=True, clear_accum=True)
-        for i, j in T.Parallel(tile_weights, tile_tokens):
-            accum[i, j] += partial[i, j] * scale[j]
+        T.gemm(rows_shared, columns_shared, partial, transpose_B=True, clear_accum=True)
+        for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+            accum[i, j] += partial[i, j] * scale[(i, j)[token_axis]]
 
 
 @T.macro

@@ -81,7 +81,7 @@ def sm_89(N: int, K: int, config: KernelConfig):
             scale = T.alloc_fragment((tile_tokens,), hopper.F32)
             T.use_swizzle(panel_size=8)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            ada.accumulate_tokens_by_weights(
+            ada.accumulate_rows(
                 A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
                 M, m_start, n_start, 0, steps, config.num_stages,
             )  # fmt: skip

@@ -91,7 +91,7 @@ def sm_89(N: int, K: int, config: KernelConfig):
             accum = T.alloc_fragment((tile_weights, tile_tokens), hopper.F32)
             scale = T.alloc_fragment((tile_tokens,), hopper.F32)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            ada.accumulate_weights_by_tokens(
+            ada.accumulate_columns(
                 A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
                 M, m_start, n_start, split * steps, steps, config.num_stages,
             )  # fmt: skip
