@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
-.PHONY: demo test test-cpu test-interpreter test-gpu lint format venv clean
+.PHONY: demo test test-cpu test-interpreter test-gpu test-tilelang-versions lint format venv clean
 
 venv: $(STAMP)
 
@@ -56,6 +56,17 @@ test-cpu: venv
 # Triton decides at import whether it interprets or compiles: these tests need a process of their own.
 test-interpreter: venv
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter
+
+# The kernels must compile on every TileLang that pyproject.toml admits; the newest one is in the environment.
+# Each version is unpacked beside it and put first on the path.
+TILELANG_VERSIONS := 0.1.11 0.1.12 0.1.13 0.1.14
+test-tilelang-versions: $(addprefix test-tilelang-,$(TILELANG_VERSIONS))
+
+test-tilelang-%: venv
+	test -e $(VENV)/tilelang-$*/tilelang || $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	    $(PIP_ARGS) --no-deps --target $(VENV)/tilelang-$* tilelang==$* 'z3-solver<4.15.5'
+	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -c 'import tilelang; assert tilelang.__version__.startswith("$*")'
+	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -m pytest -n $(JOBS) tests/core/test_kernels_compile.py
 
 # One process: timing and memory of the device are not shared.
 test-gpu: venv

@@ -64,6 +64,12 @@ def swizzled(*buffers):
     return T.annotate_layout({buffer: make_swizzled_layout(buffer) for buffer in buffers})
 
 
+def cluster_kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
+    """`T.Kernel` with a thread-block cluster, which TileLang 0.1.12 to 0.1.14 call `T.ClusterKernel`."""
+    kernel = getattr(T, "ClusterKernel", T.Kernel)
+    return kernel(*grid, threads=threads, cluster_dims=cluster_dims)
+
+
 @T.macro
 def fill_ring(
     A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once

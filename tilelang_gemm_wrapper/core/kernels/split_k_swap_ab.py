@@ -29,7 +29,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
         B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
         C: T.Tensor((M, N), hopper.BF16),
     ):
-        with T.Kernel(
+        with hopper.cluster_kernel(
             T.ceildiv(M, tile_tokens),
             T.ceildiv(N, tile_weights),
             split_k,
