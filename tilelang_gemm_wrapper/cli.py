@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.command != "bench":
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("tilelang").setLevel(logging.WARNING)  # it announces each compile at INFO
     try:
         return arguments.run(arguments, rest)
     except (ValueError, RuntimeError, ImportError) as error:

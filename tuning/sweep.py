@@ -25,7 +25,7 @@ from tilelang_gemm_wrapper.core.bench_providers import Matrix
 from tilelang_gemm_wrapper.core.compile_ahead import compile_ahead
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel, compile_many
 from tilelang_gemm_wrapper.core.conditions import record_conditions
-from tilelang_gemm_wrapper.core.config import MAX_SPLIT_K, KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config import KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import config_file_name, write_config_file
 from tilelang_gemm_wrapper.core.device import Device, device_of
@@ -66,8 +66,7 @@ def candidates(N: int, K: int, device: Device) -> list[KernelConfig]:
 
 def _splits(K: int, tiles: int, sm_count: int) -> list[int]:
     """No split, and the splits that bring one row of tiles near one to two CTAs an SM."""
-    steps = K // 128
-    dividing = [split for split in range(2, MAX_SPLIT_K + 1) if steps % split == 0]
+    dividing = splits_of(K)[1:]
     near = [split for split in dividing if 0.5 * sm_count <= tiles * split <= 2.4 * sm_count]
     return [1, *near[:3]] if near else [1, *dividing[-1:]]
 

@@ -57,6 +57,11 @@ class KernelConfig:
         return self.block_M if self.is_swap_ab else self.block_N
 
 
+def splits_of(K: int) -> list[int]:
+    """Into how many equal parts K can be split, ascending: 1 and whatever else divides its K steps."""
+    return [split for split in range(1, MAX_SPLIT_K + 1) if K // SCALE_BLOCK % split == 0]
+
+
 def why_invalid(config: KernelConfig, N: int, K: int, device: Device) -> str | None:
     """Why `config` cannot run a problem of this N and K on `device`, or None where it can.
 
@@ -123,7 +128,7 @@ def _why_split_invalid(config: KernelConfig, K: int) -> str | None:
         split_kind = "splitK_swapAB" if config.is_swap_ab else "splitK"
         return f"split_k = {config.split_k} with kernel_type {config.kernel_type!r}; use 1, or {split_kind!r}"
     steps = K // SCALE_BLOCK
-    fitting = [split for split in range(2, MAX_SPLIT_K + 1) if steps % split == 0]
+    fitting = splits_of(K)[1:]
     if config.split_k in fitting:
         return None
     remedy = f"use one of {', '.join(map(str, fitting))}" if fitting else "use a kernel without split"

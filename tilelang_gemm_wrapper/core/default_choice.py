@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilelang_gemm_wrapper.core.config import MAX_SPLIT_K, KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config import KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
 
 # Up to this many tokens -> the token tile of the swapped kernels. Above 16 tokens two tiles of half the size
@@ -54,6 +54,5 @@ def _straight(M: int, N: int, device: Device) -> KernelConfig:
 
 
 def _split_that_fills(tiles: int, K: int, device: Device) -> int:
-    steps = K // 128
-    splits = [split for split in range(1, MAX_SPLIT_K + 1) if steps % split == 0]
+    splits = splits_of(K)
     return next((split for split in splits if tiles * split >= device.sm_count), splits[-1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from tilelang_gemm_wrapper.core.config import MAX_SPLIT_K, KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config import KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
 
 _MODULES = {
@@ -47,12 +47,10 @@ def search_space(N: int, K: int, device: Device) -> Iterator[KernelConfig]:
 
 
 def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
-    steps = K // 128
-    splits = [1] + [split for split in range(2, MAX_SPLIT_K + 1) if steps % split == 0]
     stages = (3, 4, 5, 6, 8) if device.is_hopper else (2, 3, 4)
     tokens_when_swapped = (8, 16, 32, 64, 128) if device.is_hopper else (16, 32, 64)
     token_rows = (64, 128, 256) if device.is_hopper else (16, 32, 64, 128)
-    for split in splits:
+    for split in splits_of(K):
         swapped = "swapAB" if split == 1 else "splitK_swapAB"
         straight = "base" if split == 1 else "splitK"
         for threads in (128, 256):

@@ -79,13 +79,8 @@ class Gemm:
         return backends.backend(choice.kernel).gemm
 
 
-def compile_job(N: int, K: int, config: KernelConfig, device: Device) -> CompileJob:
-    """The compile job of a TileLang config on `device`."""
-    return CompileJob(N, K, config, device.arch)
-
-
 def _tilelang_launch(N: int, K: int, config: KernelConfig, device: Device, index: int) -> Launch:
-    kernel = compile_kernel(compile_job(N, K, config, device))
+    kernel = compile_kernel(CompileJob(N, K, config, device.arch))
     if kernel_registry.needs_workspace(config, device.arch):
         kernel = _with_workspace(kernel, N, config.split_k)
     return kernel if torch.cuda.device_count() == 1 else _on_device(kernel, index)

@@ -6,7 +6,8 @@ predicated 16-byte cp.async, so ragged token tails read as zeros. Scales and pro
 
 import tilelang.language as T
 
-from tilelang_gemm_wrapper.core.kernels.hopper import K_STEP
+from tilelang_gemm_wrapper.core.kernels.operands import F32
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
 
 
 def accumulate_rows(A, A_scale, B, B_scale, A_shared, B_shared, *rest):
@@ -48,7 +49,7 @@ def sum_splits(partials, C, M, N, split_k):
     """Second launch of the split-K kernels: add the float32 partials in split order, store bfloat16."""
     columns = 1024
     with T.Kernel(M, T.ceildiv(N, columns), threads=256) as (m, n_tile):
-        total = T.alloc_fragment((columns,), "float32")
+        total = T.alloc_fragment((columns,), F32)
         T.clear(total)
         for split in T.serial(split_k):
             for j in T.Parallel(columns):

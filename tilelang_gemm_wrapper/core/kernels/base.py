@@ -4,34 +4,35 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
 
 
 def sm_90a(N: int, K: int, config: KernelConfig):
     """Hopper kernel: A scales read to registers before the step's WGMMA, TMA store of the tile."""
     tile_tokens, tile_weights = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
-    steps = K // hopper.K_STEP
+    steps = K // K_STEP
     policy = hopper.warp_policy(config.block_M, threads)
-    M = T.dynamic("m")
-    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+    M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
     def base(
-        A: T.Tensor((M, K), hopper.FP8),
-        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), hopper.F32),
-        B: T.Tensor((N, K), hopper.FP8),
-        B_scale: T.Tensor((-(-N // 128), steps), hopper.F32),
-        C: T.Tensor((M, N), hopper.BF16),
+        A: T.Tensor((M, K), FP8),
+        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), F32),
+        B: T.Tensor((N, K), FP8),
+        B_scale: T.Tensor((-(-N // 128), steps), F32),
+        C: T.Tensor((M, N), BF16),
     ):
         with T.Kernel(
             T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=threads + hopper.PRODUCER_THREADS
         ) as (m_tile, n_tile):
-            A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
-            C_shared = T.alloc_shared((tile_tokens, tile_weights), hopper.BF16)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
+            C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            scale = T.alloc_fragment((tile_tokens,), F32)
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
@@ -58,27 +59,26 @@ def sm_90a(N: int, K: int, config: KernelConfig):
 def sm_89(N: int, K: int, config: KernelConfig):
     """Ada kernel: cp.async pipeline of `num_stages` buffers."""
     tile_tokens, tile_weights = config.block_M, config.block_N
-    steps = K // hopper.K_STEP
-    M = T.dynamic("m")
-    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+    steps = K // K_STEP
+    M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
     def base(
-        A: T.Tensor((M, K), hopper.FP8),
-        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), hopper.F32),
-        B: T.Tensor((N, K), hopper.FP8),
-        B_scale: T.Tensor((-(-N // 128), steps), hopper.F32),
-        C: T.Tensor((M, N), hopper.BF16),
+        A: T.Tensor((M, K), FP8),
+        A_scale: T.StridedTensor((M, steps), (token_stride, group_stride), F32),
+        B: T.Tensor((N, K), FP8),
+        B_scale: T.Tensor((-(-N // 128), steps), F32),
+        C: T.Tensor((M, N), BF16),
     ):
         with T.Kernel(T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=config.threads) as (
             m_tile,
             n_tile,
         ):
-            A_shared = T.alloc_shared((tile_tokens, hopper.K_STEP), hopper.FP8)
-            B_shared = T.alloc_shared((tile_weights, hopper.K_STEP), hopper.FP8)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            A_shared = T.alloc_shared((tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((tile_weights, K_STEP), FP8)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            scale = T.alloc_fragment((tile_tokens,), F32)
             T.use_swizzle(panel_size=8)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             ada.accumulate_rows(

@@ -13,13 +13,10 @@ instead of a warpgroup leaves enough registers for the math threads without real
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
+from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
 
 PRODUCER_THREADS = 32
-
-FP8 = "float8_e4m3fn"
-F32 = "float32"
-BF16 = "bfloat16"
 
 # TileLang can push into a peer CTA's shared memory but has no read of it; reading lets each CTA of the
 # cluster sum its own share of the tile in rank order, with one buffer and no mailbox.

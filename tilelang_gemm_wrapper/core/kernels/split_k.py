@@ -7,25 +7,26 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
 
 
 def sm_90a(N: int, K: int, config: KernelConfig):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_tokens, tile_weights = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
-    groups = K // hopper.K_STEP
+    groups = K // K_STEP
     steps = groups // split_k
     policy = hopper.warp_policy(config.block_M, threads)
-    M = T.dynamic("m")
-    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+    M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
     def split_k_base(
-        A: T.Tensor((M, K), hopper.FP8),
-        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
-        B: T.Tensor((N, K), hopper.FP8),
-        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
-        C: T.Tensor((M, N), hopper.BF16),
+        A: T.Tensor((M, K), FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), F32),
+        B: T.Tensor((N, K), FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), F32),
+        C: T.Tensor((M, N), BF16),
     ):
         with hopper.cluster_kernel(
             T.ceildiv(M, tile_tokens),
@@ -35,12 +36,12 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
             T.import_source(hopper.CLUSTER_SUM_SOURCE)
-            A_shared = T.alloc_shared((stages, tile_tokens, hopper.K_STEP), hopper.FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, hopper.K_STEP), hopper.FP8)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + hopper.PARTIAL_PAD), hopper.F32)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
+            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            scale = T.alloc_fragment((tile_tokens,), F32)
             full = T.alloc_barrier([1] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
@@ -65,28 +66,27 @@ def sm_90a(N: int, K: int, config: KernelConfig):
 def sm_89(N: int, K: int, config: KernelConfig):
     """Ada kernel: two launches, float32 partials in the workspace `partials` (split_k, M, N)."""
     tile_tokens, tile_weights, split_k = config.block_M, config.block_N, config.split_k
-    groups = K // hopper.K_STEP
+    groups = K // K_STEP
     steps = groups // split_k
-    M = T.dynamic("m")
-    token_stride, group_stride = T.dynamic("a_scale_token_stride"), T.dynamic("a_scale_group_stride")
+    M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
     def split_k_base(
-        A: T.Tensor((M, K), hopper.FP8),
-        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), hopper.F32),
-        B: T.Tensor((N, K), hopper.FP8),
-        B_scale: T.Tensor((-(-N // 128), groups), hopper.F32),
-        C: T.Tensor((M, N), hopper.BF16),
-        partials: T.Tensor((split_k, M, N), hopper.F32),
+        A: T.Tensor((M, K), FP8),
+        A_scale: T.StridedTensor((M, groups), (token_stride, group_stride), F32),
+        B: T.Tensor((N, K), FP8),
+        B_scale: T.Tensor((-(-N // 128), groups), F32),
+        C: T.Tensor((M, N), BF16),
+        partials: T.Tensor((split_k, M, N), F32),
     ):
         with T.Kernel(
             T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), split_k, threads=config.threads
         ) as (m_tile, n_tile, split):
-            A_shared = T.alloc_shared((tile_tokens, hopper.K_STEP), hopper.FP8)
-            B_shared = T.alloc_shared((tile_weights, hopper.K_STEP), hopper.FP8)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), hopper.F32)
-            scale = T.alloc_fragment((tile_tokens,), hopper.F32)
+            A_shared = T.alloc_shared((tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((tile_weights, K_STEP), FP8)
+            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
+            scale = T.alloc_fragment((tile_tokens,), F32)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             ada.accumulate_rows(
                 A, A_scale, B, B_scale, A_shared, B_shared, scale, partial, accum,
