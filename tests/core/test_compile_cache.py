@@ -138,28 +138,28 @@ def test_all_that_decides_the_binary_names_the_marker(monkeypatch, cache):
     markers = {compile_cache._marker(each) for each in jobs}
     assert len(markers) == len(jobs)
     assert {marker.parent.parent for marker in markers} == {cache}
-    monkeypatch.setattr(compile_cache, "_code_version", lambda: "another tilelang, or other kernels")
+    monkeypatch.setattr(compile_cache, "code_version", lambda: "another tilelang, or other kernels")
     assert compile_cache._marker(job(16)) not in markers
 
 
 def test_the_marker_follows_tilelang_and_the_kernel_sources(monkeypatch):
     read = Path.read_bytes
-    compile_cache._code_version.cache_clear()
-    before = compile_cache._code_version()
+    compile_cache.code_version.cache_clear()
+    before = compile_cache.code_version()
     try:
         for changed in ("base.py", "hopper.py", "ada.py"):
             with monkeypatch.context() as patch:
                 patch.setattr(
                     Path, "read_bytes", lambda path, c=changed: read(path) + b"#" * (path.name == c)
                 )
-                compile_cache._code_version.cache_clear()
-                assert compile_cache._code_version() != before
+                compile_cache.code_version.cache_clear()
+                assert compile_cache.code_version() != before
         with monkeypatch.context() as patch:
             patch.setattr(compile_cache, "version", lambda name: "0.1.99")
-            compile_cache._code_version.cache_clear()
-            assert compile_cache._code_version() != before
+            compile_cache.code_version.cache_clear()
+            assert compile_cache.code_version() != before
     finally:
-        compile_cache._code_version.cache_clear()
+        compile_cache.code_version.cache_clear()
 
 
 def test_a_failure_costs_that_job_alone(worker, cache):

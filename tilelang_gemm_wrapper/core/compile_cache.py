@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -59,13 +61,93 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     return _entry_function(kernel)
 
 
+@dataclass(frozen=True, slots=True)
+class WarmupJob:
+    """A backend's kernels to compile ahead, for a (N, K) and the M that will be asked for; needs the GPU."""
+
+    backend: str
+    N: int
+    K: int
+    m_values: tuple[int, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class CompileFailure:
+    """Why a job has no kernel: what the compiler raised, its death, or that it took too long."""
+
+    job: CompileJob | WarmupJob
+    message: str
+    timed_out: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.job}: {self.message}"
+
+
+def is_compiled(job: CompileJob) -> bool:
+    """Whether an earlier process has put this very kernel into the cache."""
+    return _marker(job).exists()
+
+
+class CompileWorker:
+    """A compiler process that is started when first needed and replaced after it died or hung."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compile(self, job: CompileJob | WarmupJob, timeout_s: float | None = None) -> CompileFailure | None:
+        """Compile one job into the disk cache; at most `timeout_s` seconds, then the process is killed."""
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = self._start()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(job.to_json().encode() + b"\n")
+            process.stdin.flush()
+        # One job at a time and one short line an answer: no pipe can fill up, no line comes in parts.
+        if timeout_s is not None and not select.select([process.stdout], [], [], timeout_s)[0]:
+            self.close()
+            return CompileFailure(job, f"no result after {timeout_s:g} s; the compiler was killed", True)
+        line = process.stdout.readline()
+        if line.endswith(b"\n"):
+            error = json.loads(line)["error"]
+            return CompileFailure(job, error) if error else None
+        return CompileFailure(job, f"the compiler process ended with status {process.wait()}")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,  # nvcc, which it starts, has to die with it
+        )
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Compile `jobs` into the disk cache with parallel processes; `progress(done, total)` as they finish.
 
     Jobs that an earlier process finished are skipped. Returns one sentence for each job that failed; a crash
     of a compiler costs that job alone.
     """
-    missing = [job for job in dict.fromkeys(jobs) if not _marker(job).exists()]
+    missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
     workers = min(configurer.compile_workers(), len(missing))
     if not workers:
         return []
@@ -88,43 +170,18 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
 
 def _run_worker(waiting: deque[CompileJob], finished: SimpleQueue[str | None]) -> None:
     """Take jobs until none waits; put one item a job into `finished`, whatever happens to the process."""
-    process = None
+    worker = CompileWorker()
     while True:
         try:
             job = waiting.popleft()
         except IndexError:
             break
         try:
-            if process is None or process.poll() is not None:
-                process = _start_worker()
-            finished.put(_answer_of(process, job))
+            failure = worker.compile(job)
+            finished.put(str(failure) if failure else None)
         except Exception as problem:  # no process to be had, say: the one who waits must hear of it
             finished.put(f"{job}: {type(problem).__name__}: {problem}")
-    if process is not None:
-        process.communicate()
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def _answer_of(process: subprocess.Popen[str], job: CompileJob) -> str | None:
-    """Have `process` compile one job: None, or what went wrong. One job at a time: no pipe can fill up."""
-    assert process.stdin is not None and process.stdout is not None
-    line = ""
-    with suppress(BrokenPipeError):
-        process.stdin.write(job.to_json() + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    if line.endswith("\n"):
-        return json.loads(line)["error"]
-    return f"{job}: the compiler process ended with status {process.wait()}"
+    worker.close()
 
 
 def _serve_jobs() -> None:
@@ -133,14 +190,31 @@ def _serve_jobs() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        job = CompileJob.from_json(line)
         error = None
         try:
-            compile_kernel(job)
+            fields = json.loads(line)
+            if "backend" in fields:
+                _warm_backend(WarmupJob(**{**fields, "m_values": tuple(fields["m_values"])}))
+            else:
+                compile_kernel(CompileJob.from_json(line))
         except Exception as problem:  # whatever a compiler raises is this job's failure, not the worker's
-            error = f"{job}: {type(problem).__name__}: {problem}"
+            error = f"{type(problem).__name__}: {problem}"
         answers.write(json.dumps({"error": error}) + "\n")
         answers.flush()
+
+
+def _warm_backend(job: WarmupJob) -> None:
+    import torch
+
+    from tilelang_gemm_wrapper import backends
+    from tilelang_gemm_wrapper.core.device import device_of
+
+    backend = backends.backend(job.backend)
+    device = device_of(torch.cuda.current_device())
+    if not (backend.why_unavailable(device) or backend.why_unsupported(job.N, job.K)):
+        backend.warmup(job.N, job.K, job.m_values)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def _entry_function(kernel: Any) -> Callable[..., None]:
@@ -179,11 +253,12 @@ def _marker(job: CompileJob) -> Path:
     """An empty file that says: this job's kernel is in the cache. Named by all that decides the binary."""
     directory = cache_directory() / "tilelang_gemm_compiled"
     directory.mkdir(parents=True, exist_ok=True)
-    return directory / hashlib.sha256(f"{_code_version()} {job.to_json()}".encode()).hexdigest()[:32]
+    return directory / hashlib.sha256(f"{code_version()} {job.to_json()}".encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)
-def _code_version() -> str:
+def code_version() -> str:
+    """Names TileLang's version and the kernels' sources: two runs with the same have the same kernels."""
     sources = sorted(Path(kernel_registry.__file__).with_name("kernels").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return f"tilelang {version('tilelang')} kernels {digest}"

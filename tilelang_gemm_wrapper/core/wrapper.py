@@ -65,7 +65,7 @@ class Gemm:
         choice = self.choices[position]
         if choice.config is not None:
             try:
-                return _tilelang_launch(
+                return tilelang_launch(
                     self.table.N, self.table.K, choice.config, self.table.device, self._index
                 )
             except Exception as problem:  # any compiler failure: the call must still give its result
@@ -79,7 +79,7 @@ class Gemm:
         return backends.backend(choice.kernel).gemm
 
 
-def _tilelang_launch(N: int, K: int, config: KernelConfig, device: Device, index: int) -> Launch:
+def tilelang_launch(N: int, K: int, config: KernelConfig, device: Device, index: int) -> Launch:
     kernel = compile_kernel(CompileJob(N, K, config, device.arch))
     if kernel_registry.needs_workspace(config, device.arch):
         kernel = _with_workspace(kernel, N, config.split_k)

@@ -1,7 +1,7 @@
 """The journal of a config directory: every record of every run, append-only, so that nothing is lost.
 
-`<directory>/.tuning/journal.jsonl` has a JSON object a line. A record holds where the environment that made it
-is the same: device, versions and kernel sources. The driver alone writes; a lock keeps a second one away.
+`<directory>/.tuning/journal.jsonl` has a JSON object a line. A record holds where the environment that made
+it is the same: device, versions and kernel sources. The driver alone writes; a lock keeps a second one away.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ShapeConditions:
 class CellDone:
     """All that the search wanted to know of (N, K, M) is in the records before this one.
 
-    `probe`: M was added by the search between two wanted M. `effort` is the thoroughness it was searched with.
+    `probe`: M was added by the search between two wanted M. `effort`: how thorough the search was.
     """
 
     tag: ClassVar[str] = "cell"

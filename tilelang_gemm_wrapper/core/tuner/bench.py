@@ -1,0 +1,266 @@
+"""What runs inside the killable child: check candidates against float32, then time them, on one GPU.
+
+A child trusts no candidate. Each is run on a poisoned output between guard rows, with a ragged M and
+row-major scales as well, and twice; only what is right, stays inside and repeats bit for bit is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.tuner.records import FailureKind
+
+MAX_ERROR = 3e-6  # right kernels stand at 1.4e-6, a lost K step or a wrong scale far above
+GUARD_ROWS = 8  # rows of C kept before and after the output that a kernel must not touch
+
+
+class CandidateError(Exception):
+    """A candidate is out, for the reason in `kind` and the message."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+
+
+class DeviceLostError(CandidateError):
+    """The candidate has made the CUDA context unusable: the process must end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What one candidate took, in microseconds a launch."""
+
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    replays: int
+
+
+class Bench(Protocol):
+    """What the child asks of a device; `GpuBench` is the real one, tests bring a simulated one."""
+
+    def device(self) -> Device: ...
+    def environment(self) -> dict[str, Any]: ...
+    def open(self, N: int, K: int, m_max: int) -> dict[str, Any]: ...
+    def check(self, config: KernelConfig, M: int) -> float: ...
+    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float) -> list[Timed]: ...
+
+
+class GpuBench:
+    """The current CUDA device. One (N, K) is open at a time; opening another frees it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = _device()
+        self._kernels: dict[KernelConfig, Callable[..., None]] = {}
+        self._checked_ragged: set[KernelConfig] = set()
+        self._seed = 0
+
+    def device(self) -> Device:
+        return self._device
+
+    def environment(self) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        from tilelang_gemm_wrapper.core.bench_measure import Environment
+        from tilelang_gemm_wrapper.core.compile_cache import code_version
+        from tilelang_gemm_wrapper.core.conditions import record_conditions
+
+        environment = asdict(Environment.here(self._device.name, record_conditions().driver))
+        del environment["date"]
+        return {**environment, "kernels": code_version()}
+
+    def open(self, N: int, K: int, m_max: int) -> dict[str, Any]:
+        """Make fresh random data and cold copies; returns the fields of `ShapeConditions` but N and K."""
+        from tilelang_gemm_wrapper.core.bench_providers import Matrix
+        from tilelang_gemm_wrapper.core.conditions import record_conditions
+        from tilelang_gemm_wrapper.core.timing import streaming_floor_us, why_impossible
+        from tilelang_gemm_wrapper.quantize import convert_scale_layout
+
+        torch = self._torch
+        self._kernels.clear()
+        self._checked_ragged.clear()
+        self._matrix = None
+        torch.cuda.empty_cache()
+        self._seed += 1
+        matrix = self._matrix = Matrix.random(m_max, N, K, self._device, seed=self._seed)
+        # The outputs lie between rows that nobody may write.
+        self._C = torch.full((m_max + 2 * GUARD_ROWS, N), torch.nan, dtype=torch.bfloat16, device="cuda")
+        self._scale = {
+            layout: convert_scale_layout(matrix.A_scale, layout) for layout in ("row", "column_tma")
+        }
+        self._sums = self._input_sums()
+        floor = streaming_floor_us([B for B, _ in matrix.weights]) if N * K % 16 == 0 else None
+        if floor is not None and why_impossible(floor, N * K, 0, self._device):
+            floor = None
+        conditions = record_conditions()
+        return {
+            "floor_us": floor,
+            "sm_clock_mhz": conditions.sm_clock_mhz,
+            "temperature_c": conditions.temperature_c,
+            "power_w": conditions.power_w,
+            "warnings": list(conditions.warnings()),
+        }
+
+    def check(self, config: KernelConfig, M: int) -> float:
+        """The error at M tokens. Raises CandidateError where the candidate is wrong in any way."""
+        try:
+            if config not in self._checked_ragged:
+                # One row more than whole tiles where the data have it, else one row less than M.
+                tile = max(config.tile_tokens, 8)
+                m_max = self._C.shape[0] - 2 * GUARD_ROWS
+                self._check_once(config, min(tile + 1, m_max), "row")
+                self._checked_ragged.add(config)
+            error = self._check_once(config, M, "column_tma")
+            if self._input_sums() != self._sums:
+                # Everything timed after this would be on other data.
+                raise DeviceLostError("out_of_bounds", f"it changed its inputs at M = {M}")
+            return error
+        except CandidateError:
+            raise
+        except Exception as problem:
+            raise self._classified(problem) from problem
+
+    def _check_once(self, config: KernelConfig, M: int, layout: str) -> float:
+        from tilelang_gemm_wrapper.core.workload import error
+
+        torch = self._torch
+        matrix, C = self._matrix, self._C
+        C.fill_(torch.nan)
+        out = C[GUARD_ROWS : GUARD_ROWS + M]
+        self._launch(config, M, out, layout, 0)
+        torch.cuda.synchronize()
+        if not (C[:GUARD_ROWS].isnan().all() and C[GUARD_ROWS + M :].isnan().all()):
+            raise CandidateError("out_of_bounds", f"it wrote outside its {M} rows of C")
+        deviation = error(out, matrix.reference[:M])
+        if not deviation <= MAX_ERROR:
+            raise CandidateError("wrong", f"error {deviation:.3g} at M = {M}, above {MAX_ERROR:g}")
+        first = out.clone()
+        out.fill_(torch.nan)
+        self._launch(config, M, out, layout, 0)
+        if not torch.equal(out, first):
+            raise CandidateError("not_repeatable", f"two runs on the same data differ at M = {M}")
+        return deviation
+
+    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float) -> list[Timed]:
+        """Time candidates that `check` has passed, interleaved, on cold weights and column-major scales."""
+        from tilelang_gemm_wrapper.core.timing import time_interleaved, why_impossible
+
+        matrix = self._matrix
+        out = self._C[GUARD_ROWS : GUARD_ROWS + M]
+        calls = {
+            str(position): lambda i, config=config: self._launch(config, M, out, "column_tma", i)
+            for position, config in enumerate(configs)
+        }
+        try:
+            timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
+        except Exception as problem:
+            raise self._classified(problem) from problem
+        timed = []
+        for position, config in enumerate(configs):
+            timing = timings[str(position)]
+            flops = 2.0 * M * matrix.N * matrix.K
+            impossible = why_impossible(timing.p50_us, matrix.N * matrix.K, flops, self._device)
+            if impossible:
+                raise CandidateError("error", f"{config}: {impossible}")
+            timed.append(Timed(timing.p20_us, timing.p50_us, timing.p80_us, timing.replays))
+        return timed
+
+    def launcher(self, config: KernelConfig) -> Callable[..., None]:
+        """What launches `config` on (A, A_scale, B, B_scale, C)."""
+        from tilelang_gemm_wrapper import backends
+        from tilelang_gemm_wrapper.core.wrapper import tilelang_launch
+
+        matrix = self._matrix
+        if config.is_tilelang:
+            return tilelang_launch(
+                matrix.N, matrix.K, config, self._device, self._torch.cuda.current_device()
+            )
+        backend = backends.backend(config.kernel_type)
+        why = backend.why_unavailable(self._device) or backend.why_unsupported(matrix.N, matrix.K)
+        if why:
+            raise CandidateError("error", why)
+        return backend.gemm
+
+    def _launch(self, config: KernelConfig, M: int, out: Any, layout: str, copy: int) -> None:
+        kernel = self._kernels.get(config)
+        if kernel is None:
+            kernel = self._kernels[config] = self.launcher(config)
+        kernel(self._matrix.A[:M], self._scale[layout][:M], *self._matrix.weights[copy], out)
+
+    def _input_sums(self) -> tuple[int, ...]:
+        """Sums over the bits of all that the checked launches read: a stray write shows."""
+        matrix, torch = self._matrix, self._torch
+        tensors = (matrix.A, *self._scale.values(), *matrix.weights[0])
+        return tuple(
+            tensor.flatten().view(torch.uint8).sum(dtype=torch.int64).item()
+            if tensor.is_contiguous()
+            else tensor.t().contiguous().view(torch.uint8).sum(dtype=torch.int64).item()
+            for tensor in tensors
+        )
+
+    def _classified(self, problem: Exception) -> CandidateError:
+        """The class of what a candidate raised, and whether the CUDA context survived it."""
+        torch = self._torch
+        lines = str(problem).strip().splitlines()
+        message = f"{type(problem).__name__}: {lines[0] if lines else 'no message'}"[:300]
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            return DeviceLostError("illegal_access", message)
+        out_of_memory = isinstance(problem, torch.OutOfMemoryError) or "out of memory" in message
+        if out_of_memory:
+            torch.cuda.empty_cache()
+        return CandidateError("out_of_memory" if out_of_memory else "error", message)
+
+
+def _device() -> Device:
+    import torch
+
+    from tilelang_gemm_wrapper.core.device import device_of
+
+    return device_of(torch.cuda.current_device())
+
+
+def measure(
+    bench: Bench, M: int, configs: Sequence[KernelConfig], budget_ms: float
+) -> Iterator[dict[str, Any]]:
+    """Check and time candidates; yields what the parent must know, `at` before each step that may not return.
+
+    {"at": i} before candidate i is loaded and checked, {"at": None} before all right ones are timed together;
+    {"failed": i, "kind", "message", "lost"}; {"timed": i, "p20_us", ..., "error"}.
+    """
+    errors: dict[int, float] = {}
+    for i, config in enumerate(configs):
+        yield {"at": i}
+        try:
+            errors[i] = bench.check(config, M)
+        except CandidateError as problem:
+            lost = isinstance(problem, DeviceLostError)
+            yield {"failed": i, "kind": problem.kind, "message": str(problem), "lost": lost}
+            if lost:
+                return
+    if not errors:
+        return
+    yield {"at": None}
+    try:
+        timings = bench.time([configs[i] for i in errors], M, budget_ms)
+    except CandidateError as problem:
+        lost = isinstance(problem, DeviceLostError)
+        yield {"failed": None, "kind": problem.kind, "message": str(problem), "lost": lost}
+        return
+    for (i, error), timing in zip(errors.items(), timings, strict=True):
+        yield {
+            "timed": i,
+            "p20_us": timing.p20_us,
+            "p50_us": timing.p50_us,
+            "p80_us": timing.p80_us,
+            "replays": timing.replays,
+            "error": error,
+        }
