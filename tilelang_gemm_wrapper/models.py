@@ -1,8 +1,28 @@
-"""Well-known weight shapes (N, K): the public grid, and the linear layers of models served in FP8."""
+"""Weight shapes (N, K): the public grid, and the linear layers of a model served in FP8, on one rank.
+
+Importing this needs neither torch nor the extra `models`, which reading a checkpoint does.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+
+from .model_shapes.checkpoint import Checkpoint, SourceError, read_directory
+from .model_shapes.hub import from_cache, from_hub
+from .model_shapes.linears import ModelLinears, linears_of
+from .model_shapes.parallel import shape_on_rank, why_indivisible
+from .model_shapes.shipped import from_shipped, shipped_names
+
+_logger = logging.getLogger(__name__)
+
+_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TRIED_TP = 64  # a refused tp is answered with those up to here that fit
 
 # The grid on which the field compares FP8 block-scaled GEMMs: N -> its K.
 _PUBLIC_K: dict[int, tuple[int, ...]] = {
@@ -26,27 +46,154 @@ PUBLIC_M: tuple[int, ...] = (
     *(12, 14, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192),
 )
 
-# (N, K) of each fused linear layer as an engine runs it on one GPU -> the layer's name.
-QWEN3_4B_FP8: dict[tuple[int, int], str] = {
-    (6144, 2560): "qkv_proj",
-    (2560, 4096): "o_proj",
-    (19456, 2560): "gate_up_proj",
-    (2560, 9728): "down_proj",
-}
+_QWEN3_DENSE = tuple(f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b", "32b"))
 
-MODELS: dict[str, dict[tuple[int, int], str]] = {"qwen3-4b": QWEN3_4B_FP8}
+
+@dataclass(frozen=True, slots=True)
+class ModelShapes:
+    """The FP8 block-quantised linear layers of a model as an engine runs them on one of `tp` ranks."""
+
+    model: str  # as the user gave it
+    source: str  # where the shapes come from, in words
+    tp: int
+    layers: Mapping[tuple[int, int], tuple[str, ...]]  # (N, K) -> the layers of that shape, in running order
+    not_covered: tuple[str, ...]  # what else the model holds or the shapes leave open, as clauses
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Each (N, K) once, in the order in which a layer of the model runs them."""
+        return tuple(self.layers)
+
+
+def weight_shapes(
+    model: str | os.PathLike[str], tp: int = 1, *, revision: str | None = None, offline: bool = False
+) -> ModelShapes:
+    """The (N, K) of every FP8 block-quantised linear layer of `model`, merged and divided as engines do.
+
+    `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, on the hub, where headers
+    alone are fetched and which `offline` leaves out, and among the shipped shape files) or a shipped short name
+    such as "qwen3-4b". ValueError where there is no such model (with all that was tried), where it is not FP8 in
+    blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp that fit).
+    """
+    if type(tp) is not int or tp < 1:  # not isinstance: True is an int to Python
+        raise ValueError(f"tp = {tp!r}: expected a whole number of ranks, 1 or more")
+    return _on_one_rank(os.fspath(model), _find(model, revision, offline), tp)
+
+
+def listing(shapes: ModelShapes) -> str:
+    """A line for each shape with its layers, then what is not covered; without a newline at the end."""
+    rows = [
+        ("N", "K", "layers"),
+        *((str(N), str(K), ", ".join(names)) for (N, K), names in shapes.layers.items()),
+    ]
+    lines = [
+        f"{shapes.model} at tp {shapes.tp}: {len(shapes.layers)} shapes on each rank, from {shapes.source}"
+    ]
+    lines += [f"{N:>8} {K:>8}  {names}" for N, K, names in rows]
+    lines += [f"Not covered: {sentence}." for sentence in shapes.not_covered]
+    return "\n".join(lines)
 
 
 def shapes_of(name: str) -> tuple[tuple[int, int], ...]:
-    """The (N, K) list behind a short name: "public", or a model of `MODELS`. ValueError for another name."""
+    """The (N, K) list behind a name of `shape_list_names`, models at tp 1. ValueError for another name."""
     if name == "public":
         return PUBLIC_SHAPES
-    if name in MODELS:
-        return tuple(MODELS[name])
-    raise ValueError(
-        f"there is no shape list {name!r}: take one of {', '.join(shape_list_names())}, or give N and K"
-    )
+    if name == "qwen3-dense":
+        return tuple(dict.fromkeys(chain.from_iterable(map(shapes_of, _QWEN3_DENSE))))
+    if name not in shape_list_names():
+        raise ValueError(
+            f"there is no shape list {name!r}: take one of {', '.join(shape_list_names())}, or give N and K"
+        )
+    return _on_one_rank(name, from_shipped(name), tp=1).shapes
 
 
 def shape_list_names() -> tuple[str, ...]:
-    return tuple(chain(("public",), MODELS))
+    """ "public", "qwen3-dense" for the six dense Qwen3 models together, and each shipped model's short name."""
+    return ("public", "qwen3-dense", *shipped_names())
+
+
+def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int) -> ModelShapes:
+    try:
+        found = linears_of(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{model} ({checkpoint.source}): {error}") from error
+    layers: dict[tuple[int, int], tuple[str, ...]] = {}
+    for linear, module in found.linears.items():
+        why = why_indivisible(linear, found.heads, tp)
+        if why is not None:
+            raise ValueError(
+                f"{model} cannot run at tp {tp}: {linear.name} of {module or 'the model'} (N = {linear.N}, "
+                f"K = {linear.K}): {why}. {_fitting(found)}"
+            )
+        shape = shape_on_rank(linear, found.heads, tp)
+        layers[shape] = (*layers.get(shape, ()), linear.name)
+    return ModelShapes(model, checkpoint.source, tp, layers, found.not_covered)
+
+
+def _fitting(found: ModelLinears) -> str:
+    fitting = [
+        str(tp)
+        for tp in range(1, _TRIED_TP + 1)
+        if all(why_indivisible(linear, found.heads, tp) is None for linear in found.linears)
+    ]
+    if not fitting:
+        return f"No tp up to {_TRIED_TP} fits; take another checkpoint"
+    return f"The tp that fit: {', '.join(fitting)}"
+
+
+def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
+    directory = Path(model).expanduser()
+    if isinstance(model, os.PathLike) or directory.is_dir() or not _MODEL_ID.fullmatch(model):
+        try:
+            return read_directory(directory, f"directory {directory}")
+        except SourceError as error:
+            raise ValueError(f"{os.fspath(model)}: {error}") from error
+    failures: list[SourceError] = []
+    for source in _sources(model, revision, offline):
+        try:
+            checkpoint = source()
+        except SourceError as error:
+            failures.append(error)
+            continue
+        if failures:
+            level = logging.WARNING if any(error.incomplete for error in failures) else logging.INFO
+            reasons = "; ".join(map(str, failures))
+            _logger.log(
+                level, "shapes of %s come from: %s. Before that: %s", model, checkpoint.source, reasons
+            )
+        return checkpoint
+    tried = "; ".join(f"({number}) {error}" for number, error in enumerate(failures, start=1))
+    raise ValueError(
+        f"{model}: its shapes were not found. There is no directory of that name, and tried were: {tried}. Check "
+        f"the id, download the model (hf download {model}) and give its directory, or give N and K"
+    )
+
+
+def _sources(model: str, revision: str | None, offline: bool) -> Iterable[Callable[[], Checkpoint]]:
+    """Where to look for a model id, in this order; each raises SourceError where it has nothing."""
+    if model.casefold() in shipped_names():  # no id of the hub: "qwen3-4b" is ours
+        return (lambda: from_shipped(model),)
+    return (
+        lambda: from_cache(model, revision),
+        lambda: _from_hub_unless(offline, model, revision),
+        lambda: _from_shipped_unless_revised(model, revision),
+    )
+
+
+def _from_hub_unless(offline: bool, model: str, revision: str | None) -> Checkpoint:
+    if offline:
+        raise SourceError("the Hugging Face hub was not asked, because of offline=True")
+    return from_hub(model, revision)
+
+
+def _from_shipped_unless_revised(model: str, revision: str | None) -> Checkpoint:
+    if revision is not None:
+        raise SourceError(f"shipped shape files know no revisions, and {revision} was asked for")
+    return from_shipped(model)
+
+
+# What the demo and the benchmarks take where they need one real model: (N, K) -> the layers of that shape.
+QWEN3_4B_FP8: dict[tuple[int, int], str] = {
+    shape: ", ".join(names)
+    for shape, names in _on_one_rank("qwen3-4b", from_shipped("qwen3-4b"), tp=1).layers.items()
+}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from tilelang_gemm_wrapper.core.config import KernelConfig, splits_of, why_invalid
+from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
 
 _MODULES = {
@@ -40,14 +40,44 @@ def needs_workspace(config: KernelConfig, arch: str) -> bool:
 
 
 def search_space(N: int, K: int, device: Device) -> Iterator[KernelConfig]:
-    """Every valid config that a tuner should consider for this (N, K) on `device`."""
+    """Every config worth considering for this (N, K) on `device`: valid, and not pointless for every M."""
     for config in _candidates(K, device):
-        if why_invalid(config, N, K, device) is None:
+        if why_invalid(config, N, K, device) is None and not _is_pointless(config, N, K, device):
             yield config
 
 
+def suits(config: KernelConfig, M: int, N: int, device: Device) -> bool:
+    """Whether the token tile is in proportion to M: not mostly padding, nor weights read again and again.
+
+    The bounds are wide: on an H200, of all configs of three shapes at 186 M, none outside them was the best.
+    """
+    tokens = config.tile_tokens
+    area = config.block_M * config.block_N
+    if (M >= 2048 and area < 64 * 128) or (M >= 512 and area < 64 * 64):
+        return False
+    if config.is_split_k:
+        tiles = -(-M // tokens) * -(-N // config.tile_weights)
+        if M > 2048 or tiles >= 3 * device.sm_count:
+            return False
+    if config.is_swap_ab:
+        return M <= 1024 and tokens <= max(2 * M, 8, _least_swapped(device)) and 16 * tokens >= M
+    return tokens <= max(2 * M, 64)
+
+
+def _least_swapped(device: Device) -> int:
+    return 8 if device.is_hopper else 16
+
+
+def _is_pointless(config: KernelConfig, N: int, K: int, device: Device) -> bool:
+    """A ring deeper than the K steps that fill it, or K split where the tiles along N fill the SMs anyway."""
+    tiles = -(-N // config.tile_weights)
+    if config.is_split_k and (tiles >= 2 * device.sm_count or tiles * config.split_k > 4 * device.sm_count):
+        return True
+    return config.num_stages > max(3, K // SCALE_BLOCK // config.split_k)
+
+
 def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
-    stages = (3, 4, 5, 6, 8) if device.is_hopper else (2, 3, 4)
+    stages = (3, 4, 6, 8) if device.is_hopper else (2, 3, 4)
     tokens_when_swapped = (8, 16, 32, 64, 128) if device.is_hopper else (16, 32, 64)
     token_rows = (64, 128, 256) if device.is_hopper else (16, 32, 64, 128)
     for split in splits_of(K):

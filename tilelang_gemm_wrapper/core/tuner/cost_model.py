@@ -1,0 +1,127 @@
+"""How long a config will take: a rough model whose only use is to say which configs to try first.
+
+Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
+promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least squares
+on the relative error; `PRIOR` comes from an exhaustive timing of three shapes on an H200, and every shape that
+a run finishes refits them for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
+from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes
+
+PRIOR = (1.25, 0.47, 0.049, 0.69, 0.045, 0.051, 0.063, 1.27, 1.33, 0.39)
+_REGISTERS = 65536
+_THREADS = 2048
+_UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
+_FIT_ROUNDS = 200
+_PRIOR_WEIGHT = 0.02  # keeps a term that the data say nothing of near its prior
+
+Sample = tuple[KernelConfig, int, int, int, float]  # config, M, N, K, µs
+
+
+class CostModel:
+    """Predicts µs for configs on one device; `fit` sharpens it with what was measured there."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._weights = np.array(PRIOR)
+
+    def predict(self, config: KernelConfig, M: int, N: int, K: int) -> float:
+        """Rough µs of a TileLang config."""
+        return float(self._terms(config, M, N, K) @ self._weights)
+
+    def fit(self, samples: Iterable[Sample]) -> None:
+        """Refit on timings of TileLang configs, those near the best of their (M, N, K) counting most."""
+        rows = [sample for sample in samples if sample[0].is_tilelang]
+        if len(rows) < 4 * len(PRIOR):
+            return
+        best: dict[tuple[int, int, int], float] = {}
+        for _, M, N, K, us in rows:
+            best[M, N, K] = min(us, best.get((M, N, K), us))
+        terms = np.array([self._terms(config, M, N, K) for config, M, N, K, _ in rows])
+        times = np.array([us for *_, us in rows])
+        nearness = np.array([best[M, N, K] for _, M, N, K, _ in rows]) / times
+        weights = nearness / times
+        self._weights = _non_negative_fit(terms * weights[:, None], times * weights, np.array(PRIOR))
+
+    def _terms(self, config: KernelConfig, M: int, N: int, K: int) -> np.ndarray:
+        device = self._device
+        tokens, weights = config.tile_tokens, config.tile_weights
+        steps = K // SCALE_BLOCK // config.split_k
+        ctas = -(-M // tokens) * -(-N // weights) * config.split_k
+        threads = config.threads + (32 if device.is_hopper else 0)
+        values = 2 * config.block_M * config.block_N // config.threads  # accumulator and partial, a thread
+        resident = min(
+            device.shared_memory_per_block // shared_memory_bytes(config, N, K, device.arch),
+            _REGISTERS // (min(values + 60, 255) * threads),
+            _THREADS // threads,
+        )
+        resident = max(resident, 1)
+        per_sm = -(-ctas // device.sm_count)  # CTAs that the busiest SM runs, one after another or together
+        waves = -(-ctas // (device.sm_count * resident))
+        step_bytes = (tokens + weights) * SCALE_BLOCK
+        in_flight = min(max(1, config.num_stages), steps) * min(resident, per_sm) * step_bytes
+        dram = (N * K + M * K + 2 * M * N) / (device.dram_bytes_per_s or _UNKNOWN_DRAM) * 1e6
+        split = config.is_split_k
+        return np.array(
+            (
+                1.0,
+                dram,
+                waves * steps,
+                per_sm * steps * step_bytes / 1e5,
+                per_sm * steps * values * config.threads / 1e4,
+                waves * steps * values / 100,
+                per_sm * steps * step_bytes / in_flight,
+                waves,
+                per_sm * tokens * weights / 1e4 if split else 0.0,
+                waves if split else 0.0,
+            )
+        )
+
+
+def _non_negative_fit(terms: np.ndarray, times: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Least squares with all weights >= 0 by coordinate descent, drawn a little towards `prior`."""
+    scale = np.linalg.norm(terms, axis=0) + 1e-12
+    gram = (terms / scale).T @ (terms / scale)
+    projected = (terms / scale).T @ times
+    fitted = start = prior * scale
+    gram = gram + _PRIOR_WEIGHT * np.eye(len(prior))
+    projected = projected + _PRIOR_WEIGHT * start
+    for _ in range(_FIT_ROUNDS):
+        for j in range(len(fitted)):
+            step = (projected[j] - gram[j] @ fitted) / gram[j, j]
+            fitted = fitted.copy() if fitted is start else fitted
+            fitted[j] = max(0.0, fitted[j] + step)
+    return fitted / scale
+
+
+def most_promising(
+    configs: Sequence[KernelConfig],
+    cells: Iterable[tuple[int, Sequence[KernelConfig]]],
+    model: CostModel,
+    N: int,
+    K: int,
+    most: int,
+) -> list[KernelConfig]:
+    """At most `most` of `configs`: the first choice of each M, then the second of each, and so on.
+
+    `cells` gives each M with the configs that suit it.
+    """
+    if len(configs) <= most:
+        return list(configs)
+    ranked = [sorted(suited, key=lambda c: model.predict(c, M, N, K)) for M, suited in cells]
+    chosen: dict[KernelConfig, None] = {}
+    for rank in range(max(map(len, ranked), default=0)):
+        for order in ranked:
+            if rank < len(order) and len(chosen) < most:
+                chosen.setdefault(order[rank])
+        if len(chosen) >= most:
+            break
+    return list(chosen)

@@ -1,0 +1,68 @@
+"""From timings to a file's entries: who wins an M, and which M need an entry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.config_entry import Entry
+
+PEER_MARGIN = 1.02  # DeepGEMM or Triton take an entry where they are faster than ours by this
+SHARE = 1.01  # an entry may serve smaller M too where it costs no more than this against their own best
+
+Times = Mapping[int, Mapping[KernelConfig, float]]  # M -> config -> µs, of one interleaved timing each
+
+
+def winner(times: Mapping[KernelConfig, float]) -> KernelConfig:
+    """The config for an M. Raises ValueError where nothing was timed."""
+    if not times:
+        raise ValueError("no candidate was timed, so none can win; see the failures in the journal")
+    fastest = min(times, key=lambda config: times[config])
+    own = [config for config in times if config.is_tilelang]
+    if fastest.is_tilelang or not own:
+        return fastest
+    best_own = min(own, key=lambda config: times[config])
+    return best_own if times[best_own] < PEER_MARGIN * times[fastest] else fastest
+
+
+def choose_entries(times: Times, N: int, K: int) -> list[Entry]:
+    """The fewest entries with which no measured M is slower than its own winner by more than `SHARE`.
+
+    A call with M takes the entry of the smallest tuned M at or above it. So each entry is grown downwards, from
+    the largest M, as far as one config serves; of several that reach as far the fastest at its M is taken.
+    """
+    entries: list[Entry] = []
+    descending: Sequence[int] = sorted((M for M in times if times[M]), reverse=True)
+    at = 0
+    while at < len(descending):
+        M = descending[at]
+        limits = [(m, SHARE * times[m][winner(times[m])]) for m in descending[at:]]
+        own = winner(times[M])
+        reach = {own: _reach(own, limits, times)}
+        for config, us in times[M].items():
+            if us <= limits[0][1] and (config.is_tilelang or not own.is_tilelang):
+                reach[config] = _reach(config, limits, times)
+        config = max(reach, key=lambda c: (reach[c], -times[M][c]))
+        entries.append(entry(M, config, times[M][config], N, K))
+        at += reach[config]
+    return entries[::-1]
+
+
+def entry(M: int, config: KernelConfig, us: float, N: int, K: int) -> Entry:
+    return Entry(M, config, round(us / 1e3, 6), round(2 * M * N * K / us / 1e6, 1))
+
+
+def _reach(config: KernelConfig, limits: Sequence[tuple[int, float]], times: Times) -> int:
+    """How many of the M, downwards, `config` serves within their limits; at least the first."""
+    count = 1
+    for m, limit in limits[1:]:
+        if times[m].get(config, float("inf")) > limit:
+            break
+        count += 1
+    return count
+
+
+def merged(tuned: Sequence[Entry], before: Sequence[Entry], touched: Sequence[int]) -> list[Entry]:
+    """`tuned`, and of `before` the entries of M that this run did not measure."""
+    kept = [old for old in before if old.M not in touched and all(new.M != old.M for new in tuned)]
+    return sorted([*tuned, *kept], key=lambda one: one.M)

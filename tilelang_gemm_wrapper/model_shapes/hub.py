@@ -1,0 +1,63 @@
+"""A checkpoint's config and tensor shapes from the Hugging Face cache or hub; no weights are downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import (
+    CONFIG_FILE,
+    INSTALL_EXTRA,
+    Checkpoint,
+    SourceError,
+    Tensor,
+    one_line,
+    read_directory,
+    read_json,
+)
+
+# For each answer of the hub: a machine without network shall not wait long for the next source.
+TIMEOUT_S = 5.0
+
+
+def from_cache(model_id: str, revision: str | None) -> Checkpoint:
+    """The snapshot of `model_id` in the local cache. SourceError says what the cache lacks."""
+    hub = _huggingface_hub("the Hugging Face cache")
+    cache = hub.constants.HF_HUB_CACHE
+    config = hub.try_to_load_from_cache(model_id, CONFIG_FILE, cache_dir=cache, revision=revision)
+    if not isinstance(config, str):
+        at = f" at revision {revision}" if revision else ""
+        raise SourceError(f"the Hugging Face cache {cache} has no {CONFIG_FILE} of it{at}")
+    return read_directory(Path(config).parent, "Hugging Face cache")
+
+
+def from_hub(model_id: str, revision: str | None) -> Checkpoint:
+    """Ask the hub for config.json and the safetensors headers alone. SourceError where it cannot be had."""
+    hub = _huggingface_hub("the Hugging Face hub")
+    if hub.constants.HF_HUB_OFFLINE:
+        raise SourceError("the Hugging Face hub was not asked, because HF_HUB_OFFLINE is set")
+    try:
+        # First, because it is asked once: downloads repeat a failed connection for half a minute. And config and
+        # headers then come from one commit.
+        commit = hub.model_info(model_id, revision=revision, timeout=TIMEOUT_S).sha
+        config = hub.hf_hub_download(model_id, CONFIG_FILE, revision=commit, etag_timeout=TIMEOUT_S)
+        files = hub.get_safetensors_metadata(model_id, revision=commit).files_metadata
+    except (
+        Exception
+    ) as error:  # the library's own errors, its HTTP client's and the system's have no common base
+        raise SourceError(f"the Hugging Face hub did not give it ({one_line(error)})") from error
+    tensors = {
+        name: Tensor(tensor.dtype, tuple(tensor.shape))
+        for file in files.values()
+        for name, tensor in file.tensors.items()
+    }
+    return Checkpoint("Hugging Face hub", read_json(Path(config)), tensors)
+
+
+def _huggingface_hub(source: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+    except ImportError as error:
+        raise SourceError(f"{source} needs huggingface_hub: {INSTALL_EXTRA}") from error
+    return huggingface_hub
