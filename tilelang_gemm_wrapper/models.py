@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from .model_shapes.checkpoint import Checkpoint, SourceError, read_directory
+from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory
 from .model_shapes.hub import from_cache, from_hub
 from .model_shapes.linears import ModelLinears, linears_of
 from .model_shapes.parallel import shape_on_rank, why_indivisible
@@ -70,10 +70,10 @@ def weight_shapes(
 ) -> ModelShapes:
     """The (N, K) of every FP8 block-quantised linear layer of `model`, merged and divided as engines do.
 
-    `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, on the hub, where headers
-    alone are fetched and which `offline` leaves out, and among the shipped shape files) or a shipped short name
-    such as "qwen3-4b". ValueError where there is no such model (with all that was tried), where it is not FP8 in
-    blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp that fit).
+    `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, then on the hub, which
+    gives headers alone and which `offline` leaves out, then among the shipped shape files), or a short name such
+    as "qwen3-4b" of a shipped file. ValueError where there is no such model (with all that was tried), where it
+    is not FP8 in blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp that fit).
     """
     if type(tp) is not int or tp < 1:  # not isinstance: True is an int to Python
         raise ValueError(f"tp = {tp!r}: expected a whole number of ranks, 1 or more")
@@ -108,7 +108,7 @@ def shapes_of(name: str) -> tuple[tuple[int, int], ...]:
 
 
 def shape_list_names() -> tuple[str, ...]:
-    """ "public", "qwen3-dense" for the six dense Qwen3 models together, and each shipped model's short name."""
+    """The public grid, the six dense Qwen3 models together, and each shipped model's short name."""
     return ("public", "qwen3-dense", *shipped_names())
 
 
@@ -143,7 +143,9 @@ def _fitting(found: ModelLinears) -> str:
 
 def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
     directory = Path(model).expanduser()
-    if isinstance(model, os.PathLike) or directory.is_dir() or not _MODEL_ID.fullmatch(model):
+    # A directory that is named like a model but holds none, say of results, does not hide the model.
+    is_path = isinstance(model, os.PathLike) or not _MODEL_ID.fullmatch(model)
+    if is_path or (directory / CONFIG_FILE).is_file():
         try:
             return read_directory(directory, f"directory {directory}")
         except SourceError as error:
@@ -164,8 +166,8 @@ def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) ->
         return checkpoint
     tried = "; ".join(f"({number}) {error}" for number, error in enumerate(failures, start=1))
     raise ValueError(
-        f"{model}: its shapes were not found. There is no directory of that name, and tried were: {tried}. Check "
-        f"the id, download the model (hf download {model}) and give its directory, or give N and K"
+        f"{model}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
+        f"{tried}. Check the id, download the model (hf download {model}) and give its directory, or give N and K"
     )
 
 

@@ -1,1 +1,1 @@
-"""From a checkpoint's tensor names and shapes to the layers that an engine runs, and shape files of known models."""
+"""From a checkpoint's tensor names and shapes to the layers that engines run; shape files of known models."""

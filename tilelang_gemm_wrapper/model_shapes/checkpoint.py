@@ -1,4 +1,4 @@
-"""What is known of a checkpoint without its weights: config, tensor names, dtypes and shapes; from a directory."""
+"""A checkpoint without its weights: config, and the tensors' names, dtypes and shapes. Read from a directory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 def read_directory(directory: Path, source: str) -> Checkpoint:
-    """Read config.json and the headers of the safetensors files in `directory`. SourceError says what is missing."""
+    """Read config.json and the headers of the safetensors files. SourceError says what is missing or broken."""
     if not directory.is_dir():
         raise SourceError(
             f"{directory} is no directory; give one with {CONFIG_FILE} and safetensors files, or a model id"
@@ -106,21 +106,21 @@ def _check_shards(directory: Path, files: list[Path]) -> None:
         shard = _SHARD.search(file.name)
         if shard and len(files) < int(shard[1]):
             raise SourceError(
-                f"{directory} has {len(files)} of {int(shard[1])} shards and no {INDEX_FILE}; finish the download",
+                f"{directory} has {len(files)} of {int(shard[1])} shards and no {INDEX_FILE}; finish the "
+                f"download",
                 incomplete=True,
             )
 
 
 def _tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     try:
-        import numpy  # noqa: F401  safetensors' framework "np", which reads headers without torch
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise SourceError(f"reading safetensors headers needs {error.name}: {INSTALL_EXTRA}") from error
+        raise SourceError(f"reading safetensors headers needs safetensors: {INSTALL_EXTRA}") from error
     tensors = {}
     for file in files:
         try:
-            with safe_open(file, framework="np") as opened:
+            with safe_open(file, framework="np") as opened:  # "np": headers are read without loading torch
                 for name in opened.keys():  # noqa: SIM118  it is no mapping
                     view = opened.get_slice(name)
                     tensors[name] = Tensor(str(view.get_dtype()), tuple(view.get_shape()))

@@ -24,7 +24,10 @@ def from_cache(model_id: str, revision: str | None) -> Checkpoint:
     """The snapshot of `model_id` in the local cache. SourceError says what the cache lacks."""
     hub = _huggingface_hub("the Hugging Face cache")
     cache = hub.constants.HF_HUB_CACHE
-    config = hub.try_to_load_from_cache(model_id, CONFIG_FILE, cache_dir=cache, revision=revision)
+    try:
+        config = hub.try_to_load_from_cache(model_id, CONFIG_FILE, cache_dir=cache, revision=revision)
+    except ValueError as error:
+        raise SourceError(f"it is no Hugging Face id ({one_line(error)})") from error
     if not isinstance(config, str):
         at = f" at revision {revision}" if revision else ""
         raise SourceError(f"the Hugging Face cache {cache} has no {CONFIG_FILE} of it{at}")
@@ -37,8 +40,8 @@ def from_hub(model_id: str, revision: str | None) -> Checkpoint:
     if hub.constants.HF_HUB_OFFLINE:
         raise SourceError("the Hugging Face hub was not asked, because HF_HUB_OFFLINE is set")
     try:
-        # First, because it is asked once: downloads repeat a failed connection for half a minute. And config and
-        # headers then come from one commit.
+        # First, because it is asked once, where downloads repeat a failed connection for half a minute; and so
+        # config and headers come from one commit.
         commit = hub.model_info(model_id, revision=revision, timeout=TIMEOUT_S).sha
         config = hub.hf_hub_download(model_id, CONFIG_FILE, revision=commit, etag_timeout=TIMEOUT_S)
         files = hub.get_safetensors_metadata(model_id, revision=commit).files_metadata

@@ -1,4 +1,4 @@
-"""The linear layers that an engine builds from a checkpoint's FP8 weights, and what it does not run as such."""
+"""The linear layers that engines build from a checkpoint's FP8 weights, and what they do not run as such."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .blocks import BLOCK, FP8, check_block_size, check_scale
 from .checkpoint import Checkpoint, Tensor
 
-BLOCK = 128  # rows and columns of a weight that share one scale
-FP8 = "F8_E4M3"
 Split = Literal["column", "row", "replicated"]
 
 # How tensor parallelism splits each layer, in the order in which a model runs them.
@@ -39,7 +38,6 @@ _MERGED = {
 _QUERY_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
 _KV_HEADS = ("k_proj", "v_proj")
 
-_SCALES = ("weight_scale_inv", "weight_scale")  # the second is compressed-tensors' name for the same
 _EXPERT = re.compile(r"^(?:(.*)\.)?experts\.(\d+)$")
 _PLAIN_PARENTS = ("", "self_attn", "attn", "attention", "mlp", "feed_forward")
 _LARGE = 512  # the smaller side of a weight in another dtype that is worth a word; routers have fewer rows
@@ -48,7 +46,7 @@ _NAMED_AT_MOST = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One weight of the checkpoint inside a layer: `rows` of it, divided by heads where `heads` names a kind."""
+    """The rows of a layer that one weight of the checkpoint gives; `heads`: which kind divides them, if any."""
 
     name: str
     rows: int
@@ -86,7 +84,7 @@ class ModelLinears:
 
 def linears_of(checkpoint: Checkpoint) -> ModelLinears:
     """Merge the FP8 weights as engines do. ValueError where they are not quantised in blocks of 128 x 128."""
-    _check_block_size(checkpoint.config)
+    check_block_size(checkpoint.config)
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)  # module -> name inside it -> weight
     others: list[tuple[str, Tensor]] = []
     odd = []
@@ -94,7 +92,7 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
         if tensor.dtype == FP8 and (len(tensor.shape) != 2 or not name.endswith(".weight")):
             odd.append(name)
         elif tensor.dtype == FP8:
-            _check_scale(name, tensor, checkpoint.tensors)
+            check_scale(name, tensor, checkpoint.tensors)
             module, _, leaf = name.removesuffix(".weight").rpartition(".")
             groups[module][leaf] = tensor
         elif name.endswith(".weight") and len(tensor.shape) == 2:
@@ -103,8 +101,8 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
         dtypes = Counter(tensor.dtype for _, tensor in others)
         found = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()) or "none"
         raise ValueError(
-            f"the checkpoint has no FP8 ({FP8}) linear weight; its 2-D weights are: {found}. Take a model that is "
-            f"quantised in FP8 with blocks of {BLOCK} x {BLOCK}, such as Qwen/Qwen3-4B-FP8"
+            f"the checkpoint has no FP8 ({FP8}) linear weight; its 2-D weights are: {found}. Take a model that "
+            f"is quantised in FP8 with blocks of {BLOCK} x {BLOCK}, such as Qwen/Qwen3-4B-FP8"
         )
     other_dtypes = {name: tensor.dtype for name, tensor in others}
     heads = _heads(checkpoint.config)
@@ -124,46 +122,6 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
     return ModelLinears({linear: linears[linear] for linear in sorted(linears, key=_rank)}, heads, notes)
 
 
-def _check_block_size(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config") or {}
-    groups = (quantization.get("config_groups") or {}).values()
-    sizes = [quantization.get("weight_block_size")]
-    sizes += [(group.get("weights") or {}).get("block_structure") for group in groups]
-    for size in sizes:
-        if size is not None and list(size) != [BLOCK, BLOCK]:
-            raise ValueError(
-                f"quantization_config has weight blocks of {size}; the kernels have [{BLOCK}, {BLOCK}] alone. "
-                f"Take a checkpoint quantised so"
-            )
-
-
-def _check_scale(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    base = name.removesuffix("weight")
-    N, K = weight.shape
-    expected = (-(-N // BLOCK), -(-K // BLOCK))
-    wanted = f"expected {_SCALES[0]} of shape {expected}, one scale for each {BLOCK} x {BLOCK} block"
-    for scale in _SCALES:
-        found = tensors.get(base + scale)
-        if found is None:
-            continue
-        if found.shape == expected:
-            return
-        whole = (*found.shape, 1, 1)[:2] in ((1, 1), (N, 1))
-        kind = (
-            "; that is FP8 with a scale per tensor or row, for which these kernels are not made"
-            if whole
-            else ""
-        )
-        raise ValueError(
-            f"{name} of shape {weight.shape} has {scale} of shape {found.shape}; {wanted}{kind}. Take a checkpoint "
-            f"quantised in such blocks"
-        )
-    raise ValueError(
-        f"{name} of shape {weight.shape} is {FP8} without a scale; {wanted}. Take a checkpoint quantised in such "
-        f"blocks"
-    )
-
-
 def _heads(config: Mapping[str, Any]) -> Heads:
     text = config.get("text_config") or config  # models that also see keep the language model's fields apart
     query = text.get("num_attention_heads")
@@ -181,8 +139,8 @@ def _merge(
             other = other_dtypes.get(f"{module}.{leaf}")
             if present and other:
                 raise ValueError(
-                    f"{module} has {present[0]} in {FP8} and {leaf} in {other}; engines merge them into {merged} "
-                    f"and need one dtype. Take a checkpoint that quantises both or neither"
+                    f"{module} has {present[0]} in {FP8} and {leaf} in {other}; engines merge them into "
+                    f"{merged} and need one dtype. Take a checkpoint that quantises both or neither"
                 )
         if len(present) == len(leaves):
             yield _linear(module, merged, {leaf: rest.pop(leaf) for leaf in leaves}, heads)
@@ -251,13 +209,13 @@ def _about_experts(groups: Iterable[str], experts: Iterable[Linear]) -> Iterable
 
 def _about_shared_experts(linears: Iterable[Linear], experts: Mapping[Linear, str]) -> Iterable[str]:
     if experts and any(linear.name.startswith("shared_experts.") for linear in linears):
-        yield "shared_experts, where the engine fuses them into the routed experts (they are listed as if it did not)"
+        yield "shared_experts, where the engine fuses them into the routed experts; listed as if it did not"
 
 
 def _about_unknown(linears: Iterable[Linear]) -> Iterable[str]:
     names = sorted({linear.name for linear in linears if linear.name.rpartition(".")[2] not in _SPLITS})
     if names:
-        yield f"how engines merge or divide {_list(names)}: unknown, listed whole as each rank would hold them"
+        yield f"how engines merge or divide {_list(names)}, which is unknown here; listed whole, as on each rank"
 
 
 def _about_odd(names: list[str], tensors: Mapping[str, Tensor]) -> Iterable[str]:

@@ -1,8 +1,9 @@
-"""What one rank of tensor parallelism holds of a layer, under the rules of engines for block-quantised weights."""
+"""What one rank of tensor parallelism holds of a layer, by the rules of engines for block-quantised weights."""
 
 from __future__ import annotations
 
-from .linears import BLOCK, Heads, Linear, Part
+from .blocks import BLOCK
+from .linears import Heads, Linear, Part
 
 
 def why_indivisible(linear: Linear, heads: Heads, tp: int) -> str | None:

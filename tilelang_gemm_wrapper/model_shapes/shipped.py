@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, SourceError, Tensor
-from .linears import BLOCK, FP8
+from .blocks import BLOCK, FP8
 
 _DIRECTORY = Path(__file__).parent
 
@@ -23,15 +23,13 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def from_shipped(model: str) -> Checkpoint:
-    """The checkpoint that a short name or a Hugging Face id stands for. SourceError where no file knows it."""
-    known = []
+    """The checkpoint that a short name or a Hugging Face id stands for. SourceError where no file has it."""
     for name in shipped_names():
         facts = json.loads((_DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
         if model.casefold() in (name, *map(str.casefold, facts["ids"])):
             source = f"shipped shape file {name}.json"
             return Checkpoint(source, facts["config"], tensors_of(facts["config"]))
-        known.extend(facts["ids"])
-    raise SourceError(f"no shipped shape file stands for it, only for {', '.join(known)}")
+    raise SourceError(f"no shipped shape file stands for it; there are {', '.join(shipped_names())}")
 
 
 def tensors_of(config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """How long a config will take: a rough model whose only use is to say which configs to try first.
 
 Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
-promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least squares
-on the relative error; `PRIOR` comes from an exhaustive timing of three shapes on an H200, and every shape that
+promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least
+squares on the relative error; `PRIOR` comes from an exhaustive timing of three shapes on an H200, and every shape that
 a run finishes refits them for the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -100,28 +100,3 @@ def _non_negative_fit(terms: np.ndarray, times: np.ndarray, prior: np.ndarray) -
             fitted = fitted.copy() if fitted is start else fitted
             fitted[j] = max(0.0, fitted[j] + step)
     return fitted / scale
-
-
-def most_promising(
-    configs: Sequence[KernelConfig],
-    cells: Iterable[tuple[int, Sequence[KernelConfig]]],
-    model: CostModel,
-    N: int,
-    K: int,
-    most: int,
-) -> list[KernelConfig]:
-    """At most `most` of `configs`: the first choice of each M, then the second of each, and so on.
-
-    `cells` gives each M with the configs that suit it.
-    """
-    if len(configs) <= most:
-        return list(configs)
-    ranked = [sorted(suited, key=lambda c: model.predict(c, M, N, K)) for M, suited in cells]
-    chosen: dict[KernelConfig, None] = {}
-    for rank in range(max(map(len, ranked), default=0)):
-        for order in ranked:
-            if rank < len(order) and len(chosen) < most:
-                chosen.setdefault(order[rank])
-        if len(chosen) >= most:
-            break
-    return list(chosen)
