@@ -70,10 +70,11 @@ def weight_shapes(
 ) -> ModelShapes:
     """The (N, K) of every FP8 block-quantised linear layer of `model`, merged and divided as engines do.
 
-    `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, then on the hub, which
-    gives headers alone and which `offline` leaves out, then among the shipped shape files), or a short name such
-    as "qwen3-4b" of a shipped file. ValueError where there is no such model (with all that was tried), where it
-    is not FP8 in blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp that fit).
+    `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, then on the hub,
+    which gives headers alone and which `offline` leaves out, then among the shipped shape files), or the
+    short name of a shipped file, such as "qwen3-4b". ValueError where there is no such model (with all that
+    was tried), where it is not FP8 in blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp
+    that fit).
     """
     if type(tp) is not int or tp < 1:  # not isinstance: True is an int to Python
         raise ValueError(f"tp = {tp!r}: expected a whole number of ranks, 1 or more")
@@ -126,7 +127,8 @@ def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int) -> ModelShapes:
                 f"K = {linear.K}): {why}. {_fitting(found)}"
             )
         shape = shape_on_rank(linear, found.heads, tp)
-        layers[shape] = (*layers.get(shape, ()), linear.name)
+        names = layers.get(shape, ())
+        layers[shape] = names if linear.name in names else (*names, linear.name)
     return ModelShapes(model, checkpoint.source, tp, layers, found.not_covered)
 
 
@@ -142,16 +144,16 @@ def _fitting(found: ModelLinears) -> str:
 
 
 def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
-    directory = Path(model).expanduser()
+    name, directory = os.fspath(model), Path(model).expanduser()
     # A directory that is named like a model but holds none, say of results, does not hide the model.
-    is_path = isinstance(model, os.PathLike) or not _MODEL_ID.fullmatch(model)
+    is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(name)
     if is_path or (directory / CONFIG_FILE).is_file():
         try:
             return read_directory(directory, f"directory {directory}")
         except SourceError as error:
-            raise ValueError(f"{os.fspath(model)}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
     failures: list[SourceError] = []
-    for source in _sources(model, revision, offline):
+    for source in _sources(name, revision, offline):
         try:
             checkpoint = source()
         except SourceError as error:
@@ -161,13 +163,13 @@ def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) ->
             level = logging.WARNING if any(error.incomplete for error in failures) else logging.INFO
             reasons = "; ".join(map(str, failures))
             _logger.log(
-                level, "shapes of %s come from: %s. Before that: %s", model, checkpoint.source, reasons
+                level, "shapes of %s come from: %s. Before that: %s", name, checkpoint.source, reasons
             )
         return checkpoint
     tried = "; ".join(f"({number}) {error}" for number, error in enumerate(failures, start=1))
     raise ValueError(
-        f"{model}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
-        f"{tried}. Check the id, download the model (hf download {model}) and give its directory, or give N and K"
+        f"{name}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
+        f"{tried}. Check the id, or download the model (hf download {name}), or give N and K"
     )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint without its weights: config, and the tensors' names, dtypes and shapes. Read from a directory."""
+"""A checkpoint without its weights, read from a directory: config, and the dtypes and shapes of tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 def read_directory(directory: Path, source: str) -> Checkpoint:
-    """Read config.json and the headers of the safetensors files. SourceError says what is missing or broken."""
+    """Read config.json and the safetensors files' headers. SourceError says what is missing or broken."""
     if not directory.is_dir():
         raise SourceError(
             f"{directory} is no directory; give one with {CONFIG_FILE} and safetensors files, or a model id"

@@ -40,8 +40,8 @@ def from_hub(model_id: str, revision: str | None) -> Checkpoint:
     if hub.constants.HF_HUB_OFFLINE:
         raise SourceError("the Hugging Face hub was not asked, because HF_HUB_OFFLINE is set")
     try:
-        # First, because it is asked once, where downloads repeat a failed connection for half a minute; and so
-        # config and headers come from one commit.
+        # First, because it is asked once, where downloads repeat a failed connection for half a minute. Its
+        # answer also lets config and headers come from one commit.
         commit = hub.model_info(model_id, revision=revision, timeout=TIMEOUT_S).sha
         config = hub.hf_hub_download(model_id, CONFIG_FILE, revision=commit, etag_timeout=TIMEOUT_S)
         files = hub.get_safetensors_metadata(model_id, revision=commit).files_metadata

@@ -46,7 +46,7 @@ _NAMED_AT_MOST = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of a layer that one weight of the checkpoint gives; `heads`: which kind divides them, if any."""
+    """The rows that one weight of the checkpoint gives to a layer; `heads`: what divides them, if any do."""
 
     name: str
     rows: int
@@ -101,8 +101,8 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
         dtypes = Counter(tensor.dtype for _, tensor in others)
         found = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()) or "none"
         raise ValueError(
-            f"the checkpoint has no FP8 ({FP8}) linear weight; its 2-D weights are: {found}. Take a model that "
-            f"is quantised in FP8 with blocks of {BLOCK} x {BLOCK}, such as Qwen/Qwen3-4B-FP8"
+            f"the checkpoint has no FP8 ({FP8}) linear weight; its 2-D weights are: {found}. Take a model "
+            f"that is quantised in FP8 with blocks of {BLOCK} x {BLOCK}, such as Qwen/Qwen3-4B-FP8"
         )
     other_dtypes = {name: tensor.dtype for name, tensor in others}
     heads = _heads(checkpoint.config)
@@ -215,7 +215,7 @@ def _about_shared_experts(linears: Iterable[Linear], experts: Mapping[Linear, st
 def _about_unknown(linears: Iterable[Linear]) -> Iterable[str]:
     names = sorted({linear.name for linear in linears if linear.name.rpartition(".")[2] not in _SPLITS})
     if names:
-        yield f"how engines merge or divide {_list(names)}, which is unknown here; listed whole, as on each rank"
+        yield f"how engines merge or divide {_list(names)}, unknown here; listed whole, as on each rank"
 
 
 def _about_odd(names: list[str], tensors: Mapping[str, Tensor]) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""What one rank of tensor parallelism holds of a layer, by the rules of engines for block-quantised weights."""
+"""What one rank of tensor parallelism holds of a layer, by the engines' rules for block-quantised weights."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, SourceError, Tensor
 from .blocks import BLOCK, FP8
+from .checkpoint import Checkpoint, SourceError, Tensor
 
 _DIRECTORY = Path(__file__).parent
 

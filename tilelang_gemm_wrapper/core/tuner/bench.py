@@ -86,7 +86,7 @@ class GpuBench:
         torch = self._torch
         self._kernels.clear()
         self._checked_ragged.clear()
-        self._matrix = None
+        self.__dict__.pop("_matrix", None)  # freed before the next one is made
         torch.cuda.empty_cache()
         self._seed += 1
         matrix = self._matrix = Matrix.random(m_max, N, K, self._device, seed=self._seed)
@@ -197,13 +197,9 @@ class GpuBench:
     def _input_sums(self) -> tuple[int, ...]:
         """Sums over the bits of all that the checked launches read: a stray write shows."""
         matrix, torch = self._matrix, self._torch
-        tensors = (matrix.A, *self._scale.values(), *matrix.weights[0])
-        return tuple(
-            tensor.flatten().view(torch.uint8).sum(dtype=torch.int64).item()
-            if tensor.is_contiguous()
-            else tensor.t().contiguous().view(torch.uint8).sum(dtype=torch.int64).item()
-            for tensor in tensors
-        )
+        # A column-major tensor's memory is the row-major one of its transpose.
+        tensors = (matrix.A, self._scale["row"], self._scale["column_tma"].t(), *matrix.weights[0])
+        return tuple(int(t.contiguous().view(torch.uint8).sum(dtype=torch.int64).item()) for t in tensors)
 
     def _classified(self, problem: Exception) -> CandidateError:
         """The class of what a candidate raised, and whether the CUDA context survived it."""

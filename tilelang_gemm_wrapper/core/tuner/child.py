@@ -50,6 +50,10 @@ class Outcome:
     message: str = ""
 
 
+class ShapeSetupError(RuntimeError):
+    """The data of a shape cannot be made on the GPU, for want of memory, say: other shapes may do."""
+
+
 class ChildFailedError(RuntimeError):
     """The child cannot do even what involves no candidate: this GPU is of no use."""
 
@@ -81,7 +85,7 @@ class Child:
         self._start()
 
     def open(self, N: int, K: int, m_max: int) -> dict[str, Any]:
-        """Open a shape; returns the fields of `ShapeConditions` but N and K. Raises ChildFailedError."""
+        """Open a shape; returns the fields of `ShapeConditions` but N and K. Raises ShapeSetupError."""
         if self._opened >= self._limits.shapes:
             self.close()
         self._shape = (N, K, m_max)
@@ -172,10 +176,10 @@ class Child:
         try:
             (answer,) = self._ask({"open": [N, K, m_max]}, self._limits.open_s)
         except _ChildDied as death:
-            raise ChildFailedError(f"N={N}, K={K} cannot be set up on the GPU: {death}") from None
+            raise ShapeSetupError(f"N={N}, K={K} cannot be set up on the GPU: {death}") from None
         if "fatal" in answer:
             self.close()
-            raise ChildFailedError(f"N={N}, K={K} cannot be set up on the GPU: {answer['fatal']}")
+            raise ShapeSetupError(f"N={N}, K={K} cannot be set up on the GPU: {answer['fatal']}")
         self._opened += 1
         return answer["opened"]
 

@@ -15,7 +15,13 @@ from typing import Any, Protocol
 
 from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, CompileWorker, WarmupJob
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, Child, ChildLimits
+from tilelang_gemm_wrapper.core.tuner.child import (
+    GPU_BENCH,
+    Child,
+    ChildFailedError,
+    ChildLimits,
+    ShapeSetupError,
+)
 from tilelang_gemm_wrapper.core.tuner.records import Record
 from tilelang_gemm_wrapper.core.tuner.search import ShapeRequest, ShapeSearch
 
@@ -73,7 +79,7 @@ class LocalGpu:
     def tune(self, request: ShapeRequest) -> Iterator[Record]:
         try:
             yield from ShapeSearch(request, self._child).run()
-        except RuntimeError as problem:
+        except ChildFailedError as problem:
             raise WorkerLostError(f"{self.name}: {problem}") from problem
 
     def close(self) -> None:
@@ -100,6 +106,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeFailed:
+    gpu: GpuWorker
+    request: ShapeRequest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GpuLost:
     gpu: GpuWorker
     request: ShapeRequest
@@ -115,7 +128,7 @@ class CompilerLost:
     last: bool
 
 
-Event = Compiled | Recorded | Finished | GpuLost | CompilerLost
+Event = Compiled | Recorded | Finished | ShapeFailed | GpuLost | CompilerLost
 
 
 class Cluster:
@@ -158,14 +171,18 @@ class Cluster:
             for jobs in self._jobs.values():
                 jobs.clear()
             self._wake.notify_all()
-        for worker in (*self._compilers, *self.gpus):
-            worker.close()
+        for compiler in self._compilers:
+            compiler.close()
+        for gpu in self.gpus:
+            gpu.close()
 
     def _tune(self, gpu: GpuWorker, request: ShapeRequest) -> None:
         try:
             for record in gpu.tune(request):
                 self._events.put(Recorded(gpu, record))
             self._events.put(Finished(gpu, request))
+        except ShapeSetupError as problem:
+            self._events.put(ShapeFailed(gpu, request, str(problem)))
         except Exception as problem:  # a thread that died silently would leave the driver waiting for ever
             self._events.put(GpuLost(gpu, request, f"{type(problem).__name__}: {problem}"))
 

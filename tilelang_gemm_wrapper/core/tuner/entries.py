@@ -29,7 +29,7 @@ def choose_entries(times: Times, N: int, K: int) -> list[Entry]:
     """The fewest entries with which no measured M is slower than its own winner by more than `SHARE`.
 
     A call with M takes the entry of the smallest tuned M at or above it. So each entry is grown downwards,
-    from the largest M, as far as one config serves; of several that reach as far the fastest at its M is taken.
+    from the largest M, as far as one config serves; of several that reach as far the fastest is taken.
     """
     entries: list[Entry] = []
     descending: Sequence[int] = sorted((M for M in times if times[M]), reverse=True)

@@ -1,8 +1,8 @@
 """The search on one weight shape: what is timed, for how long, and where more M are looked at.
 
-Two visits to the GPU, with compiling in between: `explore` times every first candidate briefly; `decide` times
-those that explore made promising, then the leaders again with the peers, and probes M between the wanted ones
-where the kernel changes.
+Two visits to the GPU, with compiling in between: `explore` times every first candidate briefly; `decide`
+times those that explore made promising, then the leaders again with the peers, and probes M between the
+wanted ones where the kernel changes.
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ class ShapeSearch:
         at_middle = decided.get(middle)
         if not at_middle:
             return
-        served = at_middle.get(winner(decided[high]))
-        if served is None or served > PROBE_LOSS * min(at_middle.values()):
+        served_us = at_middle.get(winner(decided[high]))
+        if served_us is None or served_us > PROBE_LOSS * min(at_middle.values()):
             yield from self._probe(low, middle, depth - 1)
             yield from self._probe(middle, high, depth - 1)
 
