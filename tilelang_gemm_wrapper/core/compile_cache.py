@@ -26,6 +26,9 @@ from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
 
+COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
+
+
 @dataclass(frozen=True, slots=True)
 class CompileJob:
     """One kernel to compile: problem, config and architecture ("sm_90a" or "sm_89")."""
@@ -94,7 +97,9 @@ def is_compiled(job: CompileJob) -> bool:
 class CompileWorker:
     """A compiler process that is started when first needed and replaced after it died or hung."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, module: str = COMPILER) -> None:
+        """`module` is what the process runs: it answers each job of its input with a line of JSON."""
+        self._module = module
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -120,7 +125,7 @@ class CompileWorker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

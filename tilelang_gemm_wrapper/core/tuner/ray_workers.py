@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileWorker
+from tilelang_gemm_wrapper.core.compile_cache import COMPILER, CompileFailure, CompileWorker
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildLimits
 from tilelang_gemm_wrapper.core.tuner.cluster import AnyJob, Cluster, LocalGpu, WorkerLostError
@@ -41,9 +41,9 @@ class _GpuActor:
 
 
 class _CompileActor:
-    def __init__(self, visible_gpu: str) -> None:
+    def __init__(self, visible_gpu: str, module: str) -> None:
         # Ray hides the GPUs from an actor that asked for none; DeepGEMM compiles on one.
-        self._worker = CompileWorker({"CUDA_VISIBLE_DEVICES": visible_gpu})
+        self._worker = CompileWorker({"CUDA_VISIBLE_DEVICES": visible_gpu}, module)
 
     def compile(self, job: AnyJob, timeout_s: float | None) -> CompileFailure | None:
         return self._worker.compile(job, timeout_s)
@@ -103,6 +103,7 @@ def ray_cluster(
     num_gpus: int | None = None,
     *,
     bench: str = GPU_BENCH,
+    compiler: str = COMPILER,
     limits: ChildLimits | None = None,
     compilers_a_gpu: int = COMPILERS_A_GPU,
 ) -> Cluster:
@@ -138,6 +139,8 @@ def ray_cluster(
         here = [gpu for gpu in gpus if gpu.node == node]
         for i in range(max(1, min(cpus.get(node, 1), compilers_a_gpu * len(here)))):
             affinity = NodeAffinitySchedulingStrategy(node, soft=False)
-            actor = compiler_of.options(scheduling_strategy=affinity).remote(here[i % len(here)].visible)
+            actor = compiler_of.options(scheduling_strategy=affinity).remote(
+                here[i % len(here)].visible, compiler
+            )
             compilers.append(RayCompiler(actor, node))
     return Cluster(compilers, gpus)

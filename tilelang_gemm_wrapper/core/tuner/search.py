@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from tilelang_gemm_wrapper.core import kernel_registry
@@ -37,8 +38,8 @@ _TIMED_TOGETHER = 24  # graphs that are captured and interleaved at one time
 
 @dataclass(frozen=True, slots=True)
 class ShapeRequest:
-    """One visit of a shape to a GPU. `known`: what the journal already has of it; `previous`: what the file in
-    place names for each M, timed beside the new ones."""
+    """One visit of a shape to a GPU. `known`: what the journal already has of it; `previous`: what the file
+    in place names for each M, timed beside the new ones."""
 
     N: int
     K: int
@@ -151,9 +152,7 @@ def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
 def probe_m(m_values: Sequence[int]) -> list[int]:
     """The M between the wanted ones that `decide` may look at first: for compiling the peers ahead."""
     ordered = sorted(m_values)
-    return [
-        (low + high) // 2 for low, high in zip(ordered, ordered[1:], strict=False) if high - low > _NARROWEST
-    ]
+    return [(low + high) // 2 for low, high in pairwise(ordered) if high - low > _NARROWEST]
 
 
 class ShapeSearch:
@@ -177,7 +176,7 @@ class ShapeSearch:
                 yield from self._decide(M)
         if request.visit == "decide" and request.effort.probes:
             ordered = sorted(request.m_values)
-            for low, high in zip(ordered, ordered[1:], strict=False):
+            for low, high in pairwise(ordered):
                 yield from self._probe(low, high, _PROBE_DEPTH)
 
     def _untimed(self, M: int) -> list[KernelConfig]:

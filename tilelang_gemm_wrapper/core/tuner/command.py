@@ -1,0 +1,267 @@
+"""The tuning command: behind `tuning/tune_tilelang_gemm.py` and `tilelang-gemm tune`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tilelang_gemm_wrapper import configurer, models
+from tilelang_gemm_wrapper.core.compile_cache import COMPILER
+from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildFailedError
+from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
+from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
+from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
+from tilelang_gemm_wrapper.core.tuner.journal import DirectoryBusyError, DirectoryLock
+from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
+
+DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    return numbers
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Find the fastest right kernel for each M of each weight shape; write the config files.",
+    )
+    what = parser.add_argument_group("what to tune")
+    what.add_argument("--model", action="append", default=[], help="Hugging Face id or directory; repeatable")
+    what.add_argument("--tp", type=int, default=1, help="tensor-parallel size of --model (default 1)")
+    what.add_argument(
+        "--shapes", action="append", default=[], choices=models.shape_list_names(), help="a list"
+    )
+    what.add_argument("--N", type=int, help="rows of one weight matrix (output features); with --K")
+    what.add_argument("--K", type=int, help="columns of one weight matrix (input features); with --N")
+    what.add_argument(
+        "--m", type=_numbers, default=models.PUBLIC_M, metavar="1,8,64", help="default: the 23 public ones"
+    )
+    what.add_argument("--list-shapes", action="store_true", help="print the weight shapes and stop")
+    how = parser.add_argument_group("how")
+    how.add_argument("--effort", choices=tuple(EFFORTS), default="standard")
+    how.add_argument("--num-gpus", type=int, help="GPUs to use (default: all of Ray's; 1 without Ray)")
+    how.add_argument(
+        "--ray-address", help="a Ray cluster, e.g. auto or ray://host:10001 (default: this machine)"
+    )
+    how.add_argument(
+        "--no-ray", action="store_true", help="one GPU, in this process, even where Ray is installed"
+    )
+    how.add_argument("--resume", action="store_true", help="go on from the journal in --out")
+    how.add_argument("--wait", action="store_true", help="where another tuner writes into --out: wait for it")
+    where = parser.add_argument_group("where the results go")
+    where.add_argument("--out", type=Path, default=Path("configs"), help="config files (default: configs)")
+    where.add_argument(
+        "--results-dir",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="CSV, report and plot go to <this>/<device>/tune_<what>.* (default: benchmarks/results)",
+    )
+    how.add_argument("--bench", default=GPU_BENCH, help=argparse.SUPPRESS)  # tests bring simulated ones
+    how.add_argument("--compiler", default=COMPILER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Tune; the exit status is 0, 1 where a shape could not be finished, 2 if nothing could start."""
+    parser = _parser(program)
+    options = parser.parse_args(argv)
+    try:
+        shapes, listing = _shapes(parser, options)
+        if options.list_shapes:
+            print(listing)
+            return DONE
+        return _tune(options, shapes)
+    except (DirectoryBusyError, ChildFailedError, ValueError, RuntimeError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return CANNOT_RUN
+
+
+def _shapes(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[list[tuple[int, int]], str]:
+    """The weight shapes asked for, and the text of --list-shapes."""
+    found: dict[tuple[int, int], None] = {}
+    texts = []
+    for model in options.model:
+        shapes = models.weight_shapes(model, options.tp)
+        found |= dict.fromkeys(shapes.shapes)
+        texts.append(models.listing(shapes))
+    for name in options.shapes:
+        found |= dict.fromkeys(models.shapes_of(name))
+        texts.append("\n".join(f"N={N} K={K}" for N, K in models.shapes_of(name)))
+    if (options.N is None) != (options.K is None):
+        parser.error("give both --N and --K")
+    if options.N is not None:
+        if min(options.N, options.K) < 1 or options.N % 16 or options.K % 128:
+            parser.error(
+                f"--N {options.N} --K {options.K}: the kernels need N in multiples of 16 and K of 128"
+            )
+        found[options.N, options.K] = None
+        texts.append(f"N={options.N} K={options.K}")
+    if not found:
+        parser.error("say what to tune: --model, --shapes, or --N and --K")
+    return list(found), "\n\n".join(texts)
+
+
+def _stem(options: argparse.Namespace) -> str:
+    """What the result files are named after."""
+    parts = [Path(model).name.lower() for model in options.model] + list(options.shapes)
+    if options.N is not None:
+        parts.append(f"N{options.N}_K{options.K}")
+    return "_".join(parts) + (f"_tp{options.tp}" if options.tp > 1 else "")
+
+
+def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int:
+    effort = EFFORTS[options.effort]
+    display = Display()
+    started = time.monotonic()
+    with ExitStack() as scope:
+        scope.enter_context(DirectoryLock(options.out, wait=options.wait))
+        cluster = _cluster(options, scope)
+        scope.callback(cluster.close)
+        devices = sorted({gpu.device.name for gpu in cluster.gpus})
+        gpus = len(cluster.gpus)
+        method = {"m_wanted": list(options.m)}
+        driver = Driver(
+            cluster, shapes, options.m, effort, options.out,
+            resume=options.resume, method=method, listener=display,
+        )  # fmt: skip
+        try:
+            results = driver.run()
+        except KeyboardInterrupt:
+            print(f"\nstopped; --resume goes on from {options.out}", file=sys.stderr)
+            return INCOMPLETE
+        finally:
+            display.close()
+    head = [
+        f"{len(shapes)} shapes, {len(options.m)} M, effort {effort.name}, {gpus} × {', '.join(devices)}",
+        f"{time.monotonic() - started:.0f} s from start to end, compiling included"
+        + (", with a journal to resume from" if options.resume else ""),
+    ]
+    for device in devices:
+        _report(options, [result for result in results if result.device.name == device], head)
+    return DONE if all(result.path for result in results) else INCOMPLETE
+
+
+def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
+    has_ray = importlib.util.find_spec("ray") is not None
+    wants_ray = options.ray_address is not None or (options.num_gpus or 1) > 1
+    if wants_ray and (not has_ray or options.no_ray):
+        raise RuntimeError(
+            "several GPUs, or --ray-address, need Ray: pip install 'tilelang-gemm-wrapper[tune]'"
+            + (" and leave --no-ray out" if options.no_ray else "")
+        )
+    if not has_ray or options.no_ray:
+        gpu = LocalGpu(bench=options.bench)
+        return Cluster([LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu])
+    import ray
+
+    from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
+
+    # Workers find the package where this process found it.
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    ray.init(
+        address=options.ray_address,
+        log_to_driver=False,
+        include_dashboard=False if options.ray_address is None else None,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+        logging_level="ERROR",
+    )
+    scope.callback(ray.shutdown)
+    return ray_cluster(options.num_gpus, bench=options.bench, compiler=options.compiler)
+
+
+def _report(options: argparse.Namespace, results: Sequence[ShapeResult], head: Sequence[str]) -> None:
+    from tilelang_gemm_wrapper.config_reports import columns
+    from tilelang_gemm_wrapper.core.tuner import report
+
+    if not results:
+        return
+    for result in results:
+        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
+        print(columns([report.HEADER, *report.rows_of(result)]))
+        for failure in report.failures_of(result):
+            print(f"  left out: {failure}")
+    path = options.results_dir / results[0].device.name / f"tune_{_stem(options)}.csv"
+    report.write_csv(path, results)
+    path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
+    written = [path, path.with_suffix(".md")]
+    with suppress(ImportError):  # matplotlib is in the bench extra
+        report.write_plot(path.with_suffix(".png"), results)
+        written.append(path.with_suffix(".png"))
+    print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
+
+
+class Display(Listener):
+    """One progress bar over the cells, with what was found last; warnings above it."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._shapes = self._finished = self._waiting = 0
+        self._best: dict[tuple[int, int, int], float] = {}
+        self._peer: dict[tuple[int, int, int], float] = {}
+        self._warned: set[str] = set()
+
+    def started(self, shapes: int, cells: int) -> None:
+        self._shapes = shapes
+        self._bar = tqdm(total=cells, unit="cell", desc=f"shapes 0/{shapes}", dynamic_ncols=True)
+
+    def recorded(self, gpu: str, record: Record) -> None:
+        if isinstance(record, Timing):
+            cell = record.N, record.K, record.M
+            if record.config.kernel_type == "deep_gemm":
+                self._peer[cell] = record.p50_us
+            elif record.stage == "final":
+                self._best[cell] = min(record.p50_us, self._best.get(cell, record.p50_us))
+        elif isinstance(record, Failure):
+            config = record.config
+            self.warned(f"N={record.N}, K={record.K}: {config} is left out: {record.kind}: {record.message}")
+        elif isinstance(record, ShapeConditions):
+            for warning in record.warnings:
+                self.warned(f"{gpu}: {warning}: timings taken now are doubtful")
+        elif isinstance(record, CellDone) and self._bar is not None:
+            if not record.probe:
+                self._bar.update()
+            self._show(record)
+
+    def _show(self, record: CellDone) -> None:
+        cell = record.N, record.K, record.M
+        text = f"{self._waiting} kernels to compile"
+        if cell in self._best:
+            text = f"N={record.N} K={record.K} M={record.M} {self._best[cell]:.2f} µs, {text}"
+            if cell in self._peer:
+                text = f"{text}, {self._peer[cell] / self._best[cell]:.2f}× DeepGEMM"
+        assert self._bar is not None
+        self._bar.set_postfix_str(text)
+
+    def compiling(self, waiting: int) -> None:
+        self._waiting = waiting
+
+    def finished(self, result: ShapeResult) -> None:
+        self._finished += 1
+        if self._bar is not None:
+            self._bar.set_description(f"shapes {self._finished}/{self._shapes}")
+
+    def warned(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            tqdm.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

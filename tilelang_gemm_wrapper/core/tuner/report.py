@@ -1,0 +1,166 @@
+"""What a run leaves to read: a table a shape, the CSV of every timing and failure, and a plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tilelang_gemm_wrapper.config_reports import describe
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.config_loader import choose
+from tilelang_gemm_wrapper.core.results import gemm_flops
+from tilelang_gemm_wrapper.core.tuner.driver import ShapeResult
+from tilelang_gemm_wrapper.core.tuner.entries import choose_entries
+from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
+from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
+
+_CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
+_COLUMNS = (
+    "device", "N", "K", "M", *_CONFIG_FIELDS,
+    "stage", "p20_us", "p50_us", "p80_us", "replays", "error", "failure", "message",
+)  # fmt: skip
+_DEEP_GEMM, _TRITON = KernelConfig("deep_gemm"), KernelConfig("triton")
+
+HEADER = (
+    "M", "kernel", "µs", "TFLOPS", "% of floor", "× DeepGEMM", "× Triton", "× before"
+)  # fmt: skip
+
+
+def rows_of(result: ShapeResult) -> list[tuple[str, ...]]:
+    """A row for each M that was decided, as `HEADER` names the columns; the kernel is what the file gives."""
+    times = ShapeTimes(result.records).decided()
+    entries = choose_entries(times, result.N, result.K)
+    floors = [r.floor_us for r in result.records if isinstance(r, ShapeConditions) and r.floor_us]
+    before = dict(result.previous)
+    rows: list[tuple[str, ...]] = []
+    for M in sorted(times):
+        entry = choose(entries, M)
+        assert entry is not None  # there are times, so there is an entry
+        us = times[M][entry.config]
+
+        def ratio(peer: KernelConfig | None, M: int = M, us: float = us) -> str:
+            peer_us = times[M].get(peer) if peer else None
+            return f"{peer_us / us:.2f}" if peer_us else "-"
+
+        rows.append(
+            (
+                str(M),
+                describe(entry.config),
+                f"{us:.2f}",
+                f"{gemm_flops(M, result.N, result.K) / us / 1e6:.1f}",
+                f"{100 * floors[-1] / us:.0f}" if floors else "-",
+                ratio(_DEEP_GEMM),
+                ratio(_TRITON),
+                ratio(before.get(M)),
+            )
+        )
+    return rows
+
+
+def failures_of(result: ShapeResult) -> list[str]:
+    """A sentence for each candidate that failed."""
+    return [f"{describe(r.config)}: {r.kind}: {r.message}" for r in result.records if isinstance(r, Failure)]
+
+
+def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
+    """Every timing and failure of the run, beside its place first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(_COLUMNS)
+        for result in results:
+            for record in result.records:
+                if not isinstance(record, Timing | Failure):
+                    continue
+                M = "" if record.M is None else record.M
+                config = (getattr(record.config, name) for name in _CONFIG_FIELDS)
+                found: Sequence[object]
+                if isinstance(record, Timing):
+                    spans = (f"{us:.3f}" for us in (record.p20_us, record.p50_us, record.p80_us))
+                    found = (record.stage, *spans, record.replays, f"{record.error:.3g}", "", "")
+                else:
+                    found = ("", "", "", "", "", "", record.kind, record.message)
+                table.writerow((result.device.name, result.N, result.K, M, *config, *found))
+    beside.replace(path)
+
+
+def markdown(results: Sequence[ShapeResult], head: Sequence[str]) -> str:
+    """The report: what was run, a table a shape, what failed."""
+    lines = ["# Tuning report", "", *(f"- {line}" for line in head), ""]
+    for result in results:
+        lines += [f"## N={result.N}, K={result.K} on {result.device.name}", ""]
+        lines += _conditions(result)
+        rows = rows_of(result)
+        if rows:
+            lines += [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows), ""]
+        failures = failures_of(result)
+        if failures:
+            kinds = Counter(r.kind for r in result.records if isinstance(r, Failure))
+            lines.append("Left out: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + ".")
+            lines += [f"- {failure}" for failure in failures[:20]]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _conditions(result: ShapeResult) -> list[str]:
+    found = [record for record in result.records if isinstance(record, ShapeConditions)]
+    if not found:
+        return []
+    last = found[-1]
+    parts = [
+        f"{label} {value:.4g} {unit}"
+        for label, value, unit in (
+            ("floor", last.floor_us, "µs"),
+            ("SM clock", last.sm_clock_mhz, "MHz"),
+            ("temperature", last.temperature_c, "°C"),
+            ("power", last.power_w, "W"),
+        )
+        if value is not None
+    ]
+    warnings = dict.fromkeys(warning for record in found for warning in record.warnings)
+    return [", ".join([*parts, *warnings]) + ".", ""] if parts or warnings else []
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def write_plot(path: Path, results: Sequence[ShapeResult]) -> None:
+    """µs over M, a panel a shape: the file's choice, DeepGEMM, Triton, what was there before. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    shown = [result for result in results if ShapeTimes(result.records).decided()]
+    if not shown:
+        return
+    columns = min(5, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.0 * columns, 3.1 * lines + 0.6), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, result in zip(panels, shown, strict=False):
+        times = ShapeTimes(result.records).decided()
+        entries = choose_entries(times, result.N, result.K)
+        chosen = {M: entry.config for M in times if (entry := choose(entries, M))}
+        for label, color, config_at in (
+            ("tuned", "#d1495b", chosen),
+            ("DeepGEMM", "#30638e", dict.fromkeys(times, _DEEP_GEMM)),
+            ("Triton", "#8d6b94", dict.fromkeys(times, _TRITON)),
+            ("before", "0.6", dict(result.previous)),
+        ):
+            points = [(M, us) for M in sorted(times) if (us := times[M].get(config_at.get(M, _DEEP_GEMM)))]
+            if label == "before" and not result.previous:
+                continue
+            panel.plot(
+                *zip(*points, strict=True) if points else ((), ()), marker=".", label=label, color=color
+            )
+        panel.set(xscale="log", yscale="log", title=f"N={result.N}, K={result.K}", xlabel="M (tokens)")
+        panel.grid(alpha=0.3)
+    for panel in panels[len(shown) :]:
+        panel.set_visible(False)
+    panels[0].set_ylabel("µs a launch, cold weights")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=100)
