@@ -127,6 +127,22 @@ def test_key_value_heads_are_copied_to_whole_multiples_of_ranks_alone(tmp_path: 
         weight_shapes(tmp_path, 3)
 
 
+@pytest.mark.parametrize(("name", "rows", "tp"), [("q_b_proj", 6 * 192, 9), ("kv_b_proj", 6 * 256, 4)])
+def test_the_heads_of_mla_are_not_cut(tmp_path: Path, name: str, rows: int, tp: int):
+    fp8 = {f"model.layers.0.self_attn.{name}": (rows, 256)}
+    write_family(tmp_path, Family(config={"num_attention_heads": 6}, fp8=fp8))
+    with pytest.raises(ValueError, match=f"6 query heads cannot be divided over {tp} ranks evenly"):
+        weight_shapes(tmp_path, tp)  # though each rank would have whole blocks of rows
+
+
+def test_layers_of_one_name_and_size_but_other_parts_are_named_once(tmp_path: Path):
+    wide, even = "model.layers.0.self_attn", "model.layers.1.self_attn"
+    fp8 = {f"{wide}.q_proj": (1024, 256), f"{wide}.k_proj": (256, 256), f"{wide}.v_proj": (256, 256)}
+    fp8 |= {f"{even}.{name}": (512, 256) for name in ("q_proj", "k_proj", "v_proj")}
+    write_family(tmp_path, Family(config={}, fp8=fp8))
+    assert weight_shapes(tmp_path).layers == {(1536, 256): ("qkv_proj",)}
+
+
 def test_a_row_parallel_layer_keeps_whole_blocks_of_k(tmp_path: Path):
     family = Family(config={}, fp8={"model.layers.0.mlp.down_proj": (256, 384)})
     write_family(tmp_path, family)
