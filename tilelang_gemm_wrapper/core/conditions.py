@@ -7,8 +7,12 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+# Set by whoever starts several processes on one GPU, to a value of its own: they are no strangers then.
+RUN_VARIABLE = "TILELANG_GEMM_RUN"
 
 _FIELDS = (
     "name",
@@ -81,7 +85,9 @@ def record_conditions(index: int | None = None, ask: Callable[..., str] = _nvidi
         power_w=_number(values.get("power.draw")),
         slowdown=_slowdown(card, ask),
         other_processes=tuple(
-            int(pid) for pid in processes.split() if pid.isdigit() and int(pid) != os.getpid()
+            int(pid)
+            for pid in processes.split()
+            if pid.isdigit() and int(pid) != os.getpid() and not _is_of_this_run(int(pid))
         ),
     )
 
@@ -100,6 +106,18 @@ def _card(index: int | None) -> str:
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
     return f"GPU-{properties.uuid}"
+
+
+def _is_of_this_run(pid: int) -> bool:
+    """Whether a process carries this one's `RUN_VARIABLE`: it compiles for it, say."""
+    run = os.environ.get(RUN_VARIABLE)
+    if not run:
+        return False
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or another user's
+        return False
+    return f"{RUN_VARIABLE}={run}".encode() in environment
 
 
 def _number(text: str | None) -> float | None:

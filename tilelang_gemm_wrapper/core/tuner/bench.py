@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
+
+if TYPE_CHECKING:
+    from tilelang_gemm_wrapper.quantize import ScaleLayout
 
 MAX_ERROR = 3e-6  # right kernels stand at 1.4e-6, a lost K step or a wrong scale far above
 GUARD_ROWS = 8  # rows of C kept before and after the output that a kernel must not touch
@@ -81,7 +84,6 @@ class GpuBench:
         from tilelang_gemm_wrapper.core.bench_providers import Matrix
         from tilelang_gemm_wrapper.core.conditions import record_conditions
         from tilelang_gemm_wrapper.core.timing import streaming_floor_us, why_impossible
-        from tilelang_gemm_wrapper.quantize import convert_scale_layout
 
         torch = self._torch
         self._kernels.clear()
@@ -92,9 +94,7 @@ class GpuBench:
         matrix = self._matrix = Matrix.random(m_max, N, K, self._device, seed=self._seed)
         # The outputs lie between rows that nobody may write.
         self._C = torch.full((m_max + 2 * GUARD_ROWS, N), torch.nan, dtype=torch.bfloat16, device="cuda")
-        self._scale = {
-            layout: convert_scale_layout(matrix.A_scale, layout) for layout in ("row", "column_tma")
-        }
+        self._scales: dict[tuple[str, int], Any] = {}
         self._sums = self._input_sums()
         floor = streaming_floor_us([B for B, _ in matrix.weights]) if N * K % 16 == 0 else None
         if floor is not None and why_impossible(floor, N * K, 0, self._device):
@@ -127,7 +127,7 @@ class GpuBench:
         except Exception as problem:
             raise self._classified(problem) from problem
 
-    def _check_once(self, config: KernelConfig, M: int, layout: str) -> float:
+    def _check_once(self, config: KernelConfig, M: int, layout: ScaleLayout) -> float:
         from tilelang_gemm_wrapper.core.workload import error
 
         torch = self._torch
@@ -188,18 +188,27 @@ class GpuBench:
             raise CandidateError("error", why)
         return backend.gemm
 
-    def _launch(self, config: KernelConfig, M: int, out: Any, layout: str, copy: int) -> None:
+    def _launch(self, config: KernelConfig, M: int, out: Any, layout: ScaleLayout, copy: int) -> None:
         kernel = self._kernels.get(config)
         if kernel is None:
             kernel = self._kernels[config] = self.launcher(config)
-        kernel(self._matrix.A[:M], self._scale[layout][:M], *self._matrix.weights[copy], out)
+        kernel(self._matrix.A[:M], self._scale(layout, M), *self._matrix.weights[copy], out)
+
+    def _scale(self, layout: ScaleLayout, M: int) -> Any:
+        """The first M tokens' scales, laid out for just these: DeepGEMM copies what has another stride."""
+        from tilelang_gemm_wrapper.quantize import convert_scale_layout
+
+        scale = self._scales.get((layout, M))
+        if scale is None:
+            scale = convert_scale_layout(self._matrix.A_scale[:M], layout)
+            self._scales[layout, M] = scale
+        return scale
 
     def _input_sums(self) -> tuple[int, ...]:
         """Sums over the bits of all that the checked launches read: a stray write shows."""
         matrix, torch = self._matrix, self._torch
-        # A column-major tensor's memory is the row-major one of its transpose.
-        tensors = (matrix.A, self._scale["row"], self._scale["column_tma"].t(), *matrix.weights[0])
-        return tuple(int(t.contiguous().view(torch.uint8).sum(dtype=torch.int64).item()) for t in tensors)
+        tensors = (matrix.A, matrix.A_scale, *matrix.weights[0])
+        return tuple(int(t.view(torch.uint8).sum(dtype=torch.int64).item()) for t in tensors)
 
     def _classified(self, problem: Exception) -> CandidateError:
         """The class of what a candidate raised, and whether the CUDA context survived it."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tilelang_gemm_wrapper import configurer, models
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
+from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildFailedError
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -159,6 +160,7 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
 
 
 def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
+    os.environ[RUN_VARIABLE] = f"{os.getpid()}-{time.time_ns()}"
     has_ray = importlib.util.find_spec("ray") is not None
     wants_ray = options.ray_address is not None or (options.num_gpus or 1) > 1
     if wants_ray and (not has_ray or options.no_ray):
@@ -168,7 +170,9 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
         )
     if not has_ray or options.no_ray:
         gpu = LocalGpu(bench=options.bench)
-        return Cluster([LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu])
+        return Cluster(
+            [LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu]
+        )
     import ray
 
     from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
@@ -179,7 +183,7 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
         address=options.ray_address,
         log_to_driver=False,
         include_dashboard=False if options.ray_address is None else None,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
+        runtime_env={"env_vars": {"PYTHONPATH": path, RUN_VARIABLE: os.environ[RUN_VARIABLE]}},
         logging_level="ERROR",
     )
     scope.callback(ray.shutdown)
