@@ -1,7 +1,9 @@
 """A GPU and a compiler that only model time, for tests: run in the tuner's real child processes.
 
-`SIMULATED_GPU` (JSON) sets: `device`, `speed` (1 is real time; larger sleeps less), `noise`, and `faults`, a
-map from fault to the fields that the KernelConfig it befalls must have. `true_us` is what the search must find.
+`SIMULATED_GPU` (JSON, or a path to such a file) sets: `device`, `speed` (1 is real time; larger sleeps less),
+`noise`, and `faults`, a map from fault to the fields that the KernelConfig it befalls must have; `by_gpu` has
+other settings for a GPU, named by `SIMULATED_NODE` and its visible index. `log` is a file for what was done.
+`true_us` is what the search must find.
 """
 
 from __future__ import annotations
@@ -12,13 +14,23 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device
 from tilelang_gemm_wrapper.core.tuner.bench import CandidateError, DeviceLostError, Timed
 
-SETTINGS: dict[str, Any] = json.loads(os.environ.get("SIMULATED_GPU", "{}"))
+NAME = os.environ.get("SIMULATED_NODE", "") + os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def _settings() -> dict[str, Any]:
+    text = os.environ.get("SIMULATED_GPU", "{}")
+    settings = json.loads(text if text.startswith("{") else Path(text).read_text())
+    return {**settings, **settings.get("by_gpu", {}).get(NAME, {})}
+
+
+SETTINGS = _settings()
 
 
 def device() -> Device:
@@ -57,13 +69,13 @@ class SimulatedGpu:
         return device()
 
     def environment(self) -> dict[str, Any]:
-        return {"device": device().name, "driver": "simulated", "kernels": SETTINGS.get("kernels", "1")}
+        return {"gpu": device().name, "driver": "simulated", "kernels": SETTINGS.get("kernels", "1")}
 
     def open(self, N: int, K: int, m_max: int) -> dict[str, Any]:
         if SETTINGS.get("cannot_open") == [N, K]:
             raise MemoryError("the weights do not fit")
         self._shape = N, K
-        self._log(f"open {N} {K}")
+        self._log(f"open {N} {K} {os.getpid()}")
         return {
             "floor_us": N * K / device().dram_bytes_per_s * 1e6,
             "sm_clock_mhz": 1980.0,
@@ -91,20 +103,23 @@ class SimulatedGpu:
         for config in configs:
             if befalls("hang_when_timed", config):
                 time.sleep(3600)
+            if befalls("error_when_timed", config):
+                raise CandidateError("error", "a capture failed")
             us = true_us(config, M, *self._shape, device())
             if befalls("wrong", config):
                 us = 0.5  # fast and wrong: it must not win
             us *= 1 + self._random.uniform(-1, 1) * SETTINGS.get("noise", 0.0)
             timed.append(Timed(us, us, us, 5))
         time.sleep(budget_ms * len(configs) / 1e3 / SETTINGS.get("speed", 10.0))
-        self._log(f"timed {M} {len(configs)}")
+        for config in configs:
+            self._log(f"timed {self._shape} {M} {budget_ms} {config}")
         return timed
 
     def _log(self, line: str) -> None:
         path = SETTINGS.get("log")
         if path:
             with open(path, "a") as file:
-                file.write(f"{os.environ.get('SIMULATED_NAME', '')} {line}\n")
+                file.write(f"{NAME} {line}\n")
 
 
 def _serve_compiles() -> None:

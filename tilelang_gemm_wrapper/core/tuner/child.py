@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from tilelang_gemm_wrapper.core.tuner.bench import Timed, measure
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
 GPU_BENCH = "tilelang_gemm_wrapper.core.tuner.bench:GpuBench"
+_WATCH_S = 0.5  # between a child's looks at whether its parent is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,9 @@ class Child:
             batch = [waiting[0]] if alone else list(waiting)
             settled: set[int] = set()
             at: int | None = None
+            together: _ChildDied | None = None
             try:
-                if self._process is None:
+                if not self._is_alive():
                     self._open()
                 for answer in self._ask(
                     {"measure": [asdict(c) for c in batch], "M": M, "budget_ms": budget_ms},
@@ -118,7 +121,10 @@ class Child:
                         timed = Timed(*(answer[name] for name in Timed.__dataclass_fields__))
                         yield Outcome(batch[i], timed, answer["error"])
                     elif answer["failed"] is None:  # all of them together
-                        raise _ChildDied(answer["kind"], answer["message"])
+                        together = _ChildDied(answer["kind"], answer["message"])
+                        if answer["lost"]:
+                            self.close()
+                            break
                     else:
                         i = answer["failed"]
                         settled.add(i)
@@ -126,6 +132,8 @@ class Child:
                         if answer["lost"]:
                             self.close()
                             break
+                if together is not None:  # raised here: what the child had still to say has been read
+                    raise together
             except _ChildDied as death:
                 if at is None and len(batch) - len(settled) > 1:
                     alone = True
@@ -149,6 +157,9 @@ class Child:
                     with suppress(OSError):
                         pipe.close()
 
+    def _is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def _start(self) -> None:
         self._opened = 0
         self._process = subprocess.Popen(
@@ -170,18 +181,21 @@ class Child:
 
     def _open(self) -> dict[str, Any]:
         assert self._shape is not None
-        if self._process is None:
+        if not self._is_alive():
+            self.close()
             self._start()
         N, K, m_max = self._shape
+        opened: dict[str, Any] = {}
         try:
-            (answer,) = self._ask({"open": [N, K, m_max]}, self._limits.open_s)
+            for answer in self._ask({"open": [N, K, m_max]}, self._limits.open_s):
+                if "fatal" in answer:  # the child has ended: reading on would only tell that
+                    self.close()
+                    raise ShapeSetupError(f"N={N}, K={K} cannot be set up on the GPU: {answer['fatal']}")
+                opened = answer["opened"]
         except _ChildDied as death:
             raise ShapeSetupError(f"N={N}, K={K} cannot be set up on the GPU: {death}") from None
-        if "fatal" in answer:
-            self.close()
-            raise ShapeSetupError(f"N={N}, K={K} cannot be set up on the GPU: {answer['fatal']}")
         self._opened += 1
-        return answer["opened"]
+        return opened
 
     def _ask(self, request: dict[str, Any], limit_s: float) -> Iterator[dict[str, Any]]:
         assert self._process is not None and self._process.stdin is not None
@@ -223,6 +237,8 @@ def _serve(bench_name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # compilers and libraries print; only answers may reach the pipe
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
     def say(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
 
@@ -248,6 +264,13 @@ def _serve(bench_name: str) -> None:
                 if answer.get("lost"):
                     os._exit(3)  # the CUDA context is gone: ending in order would only raise
         say(done=True)
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent kills nobody: a hung candidate would keep the GPU from the run that resumes."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":
