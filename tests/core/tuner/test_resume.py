@@ -91,7 +91,7 @@ def test_a_run_killed_again_and_again_goes_on_where_it_was(simulate: Simulate, t
     seen: set[tuple[int, float, str]] = set()
     kills = 0
     # Before the first record, in the first timings, between the two visits, among the finished cells.
-    for records in (0, 20, 70, 100, 125):
+    for records in (0, 20, 70, 130, 165):
         before = len(log.read_text())
         process = start(tmp_path, "--resume")
         wait_for_records(process, tmp_path, records, log, before)

@@ -39,7 +39,7 @@ from tilelang_gemm_wrapper.core.tuner.cluster import (
 )
 from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
-from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, merged
+from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, kept_m, merged
 from tilelang_gemm_wrapper.core.tuner.journal import Journal, environment_key
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing
 from tilelang_gemm_wrapper.core.tuner.search import (
@@ -194,7 +194,7 @@ class Driver:
         shape = Shape(N, K, device, node, records, self._previous(N, K, device))
         self._active.append(shape)
         times = ShapeTimes(records)
-        if all(M in times.done and times.done[M].effort == self._effort.name for M in self._m_values):
+        if all(times.is_done(M, self._effort) for M in self._m_values):
             self._conclude(shape)
             return
         self._begin_compiling(shape)
@@ -348,11 +348,13 @@ class Driver:
 
     def _write(self, shape: Shape) -> Path | None:
         times = ShapeTimes(shape.records).decided()
-        entries = choose_entries(times, shape.N, shape.K)
+        path = self._out / config_file_name(shape.N, shape.K, shape.device.name)
+        # Read again: someone may have edited the file since the run began.
+        before = _entries_of(path, shape)
+        entries = choose_entries(times, shape.N, shape.K, kept_m(before, sorted(times)))
         if not entries:
             self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
             return None
-        path = self._out / config_file_name(shape.N, shape.K, shape.device.name)
         environment = self._environments[shape.device.name]
         metadata = {
             "date": datetime.now(timezone.utc).date().isoformat(),
@@ -362,8 +364,7 @@ class Driver:
             **self._method,
             **environment,
         }
-        # Read again: someone may have edited the file since the run began.
-        write_config_file(path, merged(entries, _entries_of(path, shape), sorted(times)), metadata)
+        write_config_file(path, merged(entries, before, sorted(times)), metadata)
         return path
 
     def _previous(self, N: int, K: int, device: Device) -> tuple[tuple[int, KernelConfig], ...]:

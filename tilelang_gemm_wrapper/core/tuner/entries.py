@@ -25,18 +25,21 @@ def winner(times: Mapping[KernelConfig, float]) -> KernelConfig:
     return best_own if times[best_own] < PEER_MARGIN * times[fastest] else fastest
 
 
-def choose_entries(times: Times, N: int, K: int) -> list[Entry]:
+def choose_entries(times: Times, N: int, K: int, kept: Sequence[int] = ()) -> list[Entry]:
     """The fewest entries with which no measured M is slower than its own winner by more than `SHARE`.
 
     A call with M takes the entry of the smallest tuned M at or above it. So each entry is grown downwards,
     from the largest M, as far as one config serves; of several that reach as far the fastest is taken.
+    `kept` are M whose entries stay in the file, see `merged`: they would take the calls of what lies below
+    them, so no entry serves M on both sides of one.
     """
     entries: list[Entry] = []
     descending: Sequence[int] = sorted((M for M in times if times[M]), reverse=True)
     at = 0
     while at < len(descending):
         M = descending[at]
-        limits = [(m, SHARE * times[m][winner(times[m])]) for m in descending[at:]]
+        floor = max((m for m in kept if m < M), default=0)
+        limits = [(m, SHARE * times[m][winner(times[m])]) for m in descending[at:] if m > floor]
         own = winner(times[M])
         reach = {own: _reach(own, limits, times)}
         for config, us in times[M].items():
@@ -64,5 +67,10 @@ def _reach(config: KernelConfig, limits: Sequence[tuple[int, float]], times: Tim
 
 def merged(tuned: Sequence[Entry], before: Sequence[Entry], touched: Sequence[int]) -> list[Entry]:
     """`tuned`, and of `before` the entries of M that this run did not measure."""
-    kept = [old for old in before if old.M not in touched and all(new.M != old.M for new in tuned)]
-    return sorted([*tuned, *kept], key=lambda one: one.M)
+    kept = set(kept_m(before, touched))
+    return sorted([*tuned, *(old for old in before if old.M in kept)], key=lambda one: one.M)
+
+
+def kept_m(before: Sequence[Entry], touched: Sequence[int]) -> list[int]:
+    """The M of `before` whose entries stay: those that this run did not measure."""
+    return [old.M for old in before if old.M not in touched]

@@ -79,6 +79,10 @@ class ShapeTimes:
         }
         return {M: by_config for M, by_config in times.items() if by_config}
 
+    def is_done(self, M: int, effort: Effort) -> bool:
+        """Whether M was searched to its end, and as thoroughly as `effort`."""
+        return M in self.done and self.done[M].effort == effort.name
+
     def best_quick(self, M: int, count: int) -> list[KernelConfig]:
         times = self.quick[M]
         return sorted((c for c in times if c not in self.failures), key=lambda c: times[c])[:count]
@@ -167,7 +171,7 @@ class ShapeSearch:
 
     def run(self) -> Iterator[Record]:
         request = self._request
-        todo = [M for M in request.m_values if M not in self._times.done]
+        todo = [M for M in request.m_values if not self._times.is_done(M, request.effort)]
         opened = self._child.open(request.N, request.K, max(request.m_values))
         yield ShapeConditions(request.N, request.K, **{**opened, "warnings": tuple(opened["warnings"])})
         for M in sorted(todo, reverse=True):
@@ -204,7 +208,7 @@ class ShapeSearch:
         decided = self._times.decided()
         if low not in decided or high not in decided:
             return
-        if middle not in self._times.done:
+        if not self._times.is_done(middle, self._request.effort):
             ends = [c for m in (low, high) for c in sorted(decided[m], key=lambda c: decided[m][c])[:3]]
             served = winner(decided[high])
             yield from self._finish(middle, [served, *ends], probe=True)
