@@ -1,10 +1,11 @@
 """Compare what is dispatched at M off the tuned grid with an exhaustive search at that very M.
 
-    python benchmarks/check_choices.py --exhaustive benchmarks/results/<device>/exhaustive.csv
+    python benchmarks/check_choices.py --exhaustive CSV
 
-The exhaustive CSV has every config of the search space at every M of some shapes (`exhaustive_search.py`). Its
-five fastest of each cell, DeepGEMM and Triton are timed again, interleaved in one process with what the config
-files dispatch. Writes `choices.csv` beside it and prints the geometric mean and the worst of dispatched ÷ best.
+CSV is what `tuning/tune_tilelang_gemm.py --effort full --m ...` writes for M off the public grid: every
+config of the search space at each M. The five fastest of each cell, DeepGEMM and Triton are timed again,
+interleaved in one process with what the config files dispatch. Writes `choices.csv` beside the CSV and prints
+the geometric mean and the worst of dispatched ÷ best.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def read_exhaustive(path: Path) -> dict[tuple[int, int], dict[int, dict[KernelCo
             values = [row["kernel_type"], *(int(row[name]) for name in FIELDS[1:])]
             kind, block_M, block_N, stages, threads, split = values
             config = KernelConfig(kind, block_M, block_N, num_stages=stages, threads=threads, split_k=split)
-            if config.is_tilelang and int(row["M"]) not in PUBLIC_M:
+            if config.is_tilelang and row["p50_us"] and int(row["M"]) not in PUBLIC_M:
                 times[int(row["N"]), int(row["K"])][int(row["M"])][config] = float(row["p50_us"])
     return times
 

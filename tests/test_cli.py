@@ -55,7 +55,7 @@ def test_module_runs_as_the_command() -> None:
     ("arguments", "complaint"),
     [
         ([], "required: COMMAND"),
-        (["tune"], "invalid choice: 'tune'"),
+        (["tunes"], "invalid choice: 'tunes'"),
         (["doctor", "--fast"], "unrecognised arguments: --fast"),
         (["explain", "0", "128", "128"], "'0' is no positive whole number"),
         (["explain", "1", "-128", "128"], "128"),

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's arguments. Returns the exit status."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "bench":
+    if rest and arguments.command not in ("bench", "tune"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time every backend; --help lists the options", add_help=False)
     bench.set_defaults(run=_bench)
 
+    tune = commands.add_parser(
+        "tune", help="find the fastest kernels; --help lists the options", add_help=False
+    )
+    tune.set_defaults(run=_tune)
+
     warmup = commands.add_parser(
         "warmup", help="compile ahead every kernel that calls of these shapes can need"
     )
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(explain)
     explain.set_defaults(run=_explain)
 
-    configs = commands.add_parser("configs", help="the tuned files: list, show or check them")
+    configs = commands.add_parser("configs", help="the tuned files: list, show, check or compare them")
     actions = configs.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every tuned file on the search path")
     listing.add_argument("directories", nargs="*", help="look here instead of on the search path")
@@ -86,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("directories", nargs="*", help="look here instead of on the search path")
     check.set_defaults(run=_configs_check)
+    diff = actions.add_parser("diff", help="which M two directories of tuned files serve differently")
+    diff.add_argument("before", metavar="BEFORE")
+    diff.add_argument("after", metavar="AFTER")
+    diff.set_defaults(run=_configs_diff)
     return parser
 
 
@@ -141,6 +150,12 @@ def _bench(_: argparse.Namespace, rest: list[str]) -> int:
     return bench.main(rest) or DONE
 
 
+def _tune(_: argparse.Namespace, rest: list[str]) -> int:
+    from tilelang_gemm_wrapper.core.tuner import command
+
+    return command.main(rest, program="tilelang-gemm tune")
+
+
 def _warmup(arguments: argparse.Namespace, _: list[str]) -> int:
     from tilelang_gemm_wrapper import warmup
 
@@ -175,3 +190,10 @@ def _configs_check(arguments: argparse.Namespace, _: list[str]) -> int:
     text, all_usable = config_reports.check(arguments.directories or None)
     print(text)
     return DONE if all_usable else FAILED
+
+
+def _configs_diff(arguments: argparse.Namespace, _: list[str]) -> int:
+    from tilelang_gemm_wrapper import config_reports
+
+    print(config_reports.difference(arguments.before, arguments.after))
+    return DONE

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import (
     ConfigFile,
     ConfigFileError,
     config_file_name,
     parse_config_file,
 )
-from tilelang_gemm_wrapper.core.config_loader import find_config
+from tilelang_gemm_wrapper.core.config_loader import choose, find_config
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name
 
 _NAMED_FOR = re.compile(r"N=([0-9]+),K=([0-9]+),device_name=([^,]+)(,.*)?\.json")
@@ -149,6 +150,55 @@ def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
         example = config_file_name(4096, 8192, "NVIDIA_H200")
         lines.append(f"A tuned file is named like {example!r}.")
     return "\n".join(lines), not refusals
+
+
+def difference(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> str:
+    """What the tuned files of two directories choose differently, for every M that either has an entry for.
+
+    The times are those that each file records; only times of one run are comparable to a per cent. Raises
+    ValueError where a directory does not exist.
+    """
+    for directory in (before, after):
+        if not os.path.isdir(directory):
+            raise ValueError(f"{directory} is no directory: give two directories of tuned files")
+    old, new = ({(f.device_name, f.N, f.K): f for f in files_in(d)} for d in (before, after))
+    paragraphs, same = [], 0
+    for key in sorted(old.keys() | new.keys()):
+        device, N, K = key
+        rows = _differing(_usable(old.get(key)), _usable(new.get(key)))
+        if rows:
+            title = f"N={N}, K={K} on {device}"
+            paragraphs.append(f"{title}\n{columns([('M', 'before', 'µs', 'after', 'µs'), *rows])}")
+        else:
+            same += 1
+    return "\n\n".join([*paragraphs, f"{len(paragraphs)} weight shapes differ, {same} choose the same"])
+
+
+def _usable(file: FoundFile | None) -> tuple[Entry, ...]:
+    if file is None:
+        return ()
+    try:
+        return file.read().entries
+    except ConfigFileError:
+        return ()
+
+
+def _differing(before: Sequence[Entry], after: Sequence[Entry]) -> list[tuple[str, ...]]:
+    rows = []
+    for M in sorted({entry.M for entry in (*before, *after)}):
+        chosen = choose(before, M), choose(after, M)
+        if (chosen[0] and chosen[0].config) != (chosen[1] and chosen[1].config):
+            cells = [cell for entry in chosen for cell in _choice_at(entry, M)]
+            rows.append((str(M), *cells))
+    return rows
+
+
+def _choice_at(entry: Entry | None, M: int) -> tuple[str, str]:
+    """A choice and its time, if that was measured at this very M."""
+    if entry is None:
+        return "no file", "-"
+    us = entry.latency_ms * 1e3 if entry.latency_ms is not None and entry.M == M else None
+    return describe(entry.config), "-" if us is None else f"{us:.2f}"
 
 
 def _directories(directories: Sequence[str] | None) -> list[Path]:

@@ -30,7 +30,8 @@ PACKAGES: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = (
     (("sgl-deep-gemm", "deep-gemm", "deep_gemm"), (), "fallback on Hopper"),
     (("numpy",), (), ""),
     (("ray",), (), "tuning on several GPUs"),
-    (("transformers",), (), "model shapes, demo"),
+    (("transformers",), (), "demo"),
+    (("huggingface_hub", "safetensors"), (), "model shapes"),
 )
 # Variables of others that change what compiles or runs; ours are listed by configurer.
 OTHER_VARIABLES = (

@@ -21,7 +21,10 @@ def test_search_space(N, K, device):
     space = list(kernel_registry.search_space(N, K, device))
     assert [config for config in space if why_invalid(config, N, K, device)] == []
     assert [config for config, times in Counter(space).items() if times > 1] == []
-    splits = {split for split in range(2, 9) if K // 128 % split == 0}
+    # With the widest tiles along N: no split where they fill the SMs twice, none that fills them four times.
+    tiles, sms = -(-N // 128), device.sm_count
+    dividing = {split for split in range(2, 9) if K // 128 % split == 0}
+    splits = {split for split in dividing if tiles < 2 * sms and tiles * split <= 4 * sms}
     kinds = set(TILELANG_KERNELS) if splits else {"base", "swapAB"}
     assert {config.kernel_type for config in space} == kinds
     assert {config.split_k for config in space if config.is_split_k} == splits
@@ -30,7 +33,21 @@ def test_search_space(N, K, device):
     assert min(tokens) == (8 if device is H200 else 16)
     assert max(tokens) >= 128
     assert {config.threads for config in space} == {128, 256}
-    assert len({config.num_stages for config in space}) > 1
+    assert (len({config.num_stages for config in space}) > 1) == (K // 128 > 3 or device is L40S)
+    assert all(config.num_stages <= max(3, K // 128 // config.split_k) for config in space)
+
+
+def test_suits_keeps_tiles_in_proportion_to_m():
+    def suits(config: KernelConfig, M: int, N: int = 4096) -> bool:
+        return kernel_registry.suits(config, M, N, H200)
+
+    assert suits(KernelConfig("swapAB", 64, 8, 128, 4, 128), 1)
+    assert not suits(KernelConfig("swapAB", 64, 64, 128, 4, 128), 8)  # mostly padding
+    assert not suits(KernelConfig("swapAB", 64, 8, 128, 4, 128), 256)  # weights read 32 times
+    assert suits(KernelConfig("base", 64, 64, 128, 4, 128), 1)
+    assert not suits(KernelConfig("base", 128, 64, 128, 4, 256), 32)
+    assert not suits(KernelConfig("base", 64, 32, 128, 4, 128), 512)
+    assert not suits(KernelConfig("splitK", 128, 128, 128, 4, 256, 2), 2048, 17408)  # the SMs are full
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""A bench on the real GPU in which three candidates are replaced by faulty kernels, for the fault-injection run.
+"""A bench on the real GPU with three faulty candidates, for the fault-injection run.
 
     python tuning/tune_tilelang_gemm.py --N 4096 --K 1024 --no-ray --bench faulty_bench:FaultyBench ...
 
-with this folder on PYTHONPATH. Of the swapAB candidates with 8 tokens a tile, the one with 3 stages hangs, the
-one with 4 writes far outside its output, the one with 6 is twice too large.
+with this folder on PYTHONPATH. Of the swapAB candidates with 8 tokens a tile, the one with 3 stages hangs,
+the one with 4 writes far outside its output, the one with 6 is twice too large.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
-
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
 
 

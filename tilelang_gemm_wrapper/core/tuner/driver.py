@@ -273,10 +273,12 @@ class Driver:
         )
 
     def _visited(self, gpu: GpuWorker) -> None:
-        shape = self._visits.pop(gpu)
-        self._idle.append(gpu)
+        shape = self._end_visit(gpu)
         if shape.visit == "decide":
             self._conclude(shape)
+            return
+        if gpu not in self._cluster.gpus:  # its node has lost its compilers meanwhile
+            self._move(shape)
             return
         times = ShapeTimes(shape.records)
         self._refit(shape)
@@ -287,22 +289,27 @@ class Driver:
             more_candidates(shape.N, shape.K, self._m_values, shape.device, model, self._effort, times),
         )
 
+    def _end_visit(self, gpu: GpuWorker) -> Shape:
+        if gpu in self._cluster.gpus:
+            self._idle.append(gpu)
+        return self._visits.pop(gpu)
+
     def _record(self, shape: Shape, record: Record, worker: str) -> None:
         shape.records.append(record)
         self._journal.append(environment_key(self._environments[shape.device.name]), record)
         self._listener.recorded(worker, record)
 
     def _shape_failed(self, event: ShapeFailed) -> None:
-        shape = self._visits.pop(event.gpu)
-        self._idle.append(event.gpu)
-        self._give_up(shape, event.reason)
+        self._give_up(self._end_visit(event.gpu), event.reason)
 
     def _gpu_lost(self, event: GpuLost) -> None:
         shape = self._visits.pop(event.gpu)
         if event.gpu in self._cluster.gpus:
             self._cluster.gpus.remove(event.gpu)
         self._listener.warned(f"{event.gpu.name} is lost while timing {shape.name}: {event.reason}")
+        shape.losses += 1
         self._move(shape)
+        self._move_stranded()
 
     def _compiler_lost(self, event: CompilerLost) -> None:
         if not event.last:
@@ -312,12 +319,17 @@ class Driver:
             self._cluster.gpus.remove(gpu)
             if gpu in self._idle:
                 self._idle.remove(gpu)
-        for shape in [s for s in self._active if s.node == event.node and s.stage != "timing"]:
-            self._move(shape)
+        self._move_stranded()
+
+    def _move_stranded(self) -> None:
+        """A shape that waits for a node where no GPU of its kind is left would wait for ever."""
+        homes = {(gpu.node, gpu.device.name) for gpu in self._cluster.gpus}
+        for shape in [s for s in self._active if s.stage != "timing"]:
+            if (shape.node, shape.device.name) not in homes:
+                self._move(shape)
 
     def _move(self, shape: Shape) -> None:
         """Have another GPU, perhaps of another node, take the shape from what is known of it."""
-        shape.losses += 1
         left = [gpu for gpu in self._cluster.gpus if gpu.device.name == shape.device.name]
         if not left:
             raise RuntimeError(

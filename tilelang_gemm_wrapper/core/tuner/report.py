@@ -130,7 +130,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_plot(path: Path, results: Sequence[ShapeResult]) -> None:
-    """µs over M, a panel a shape: the file's choice, DeepGEMM, Triton, what was there before. Needs matplotlib."""
+    """µs over M, a panel a shape: the file's choice, DeepGEMM, Triton, what was before. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     shown = [result for result in results if ShapeTimes(result.records).decided()]

@@ -192,7 +192,7 @@ class ShapeSearch:
         ]
 
     def _decide(self, M: int) -> Iterator[Record]:
-        """Time the leaders again, interleaved with the peers, the file's choice and the next larger M's winner."""
+        """Time the leaders again, with the peers, the file's choice and the next larger M's winner."""
         leaders = self._times.best_quick(M, self._request.effort.finalists)
         decided = self._times.decided()
         larger = [m for m in decided if m > M]
@@ -217,7 +217,9 @@ class ShapeSearch:
         if not at_middle:
             return
         served_us = at_middle.get(winner(decided[high]))
-        if served_us is None or served_us > PROBE_LOSS * min(at_middle.values()):
+        # A peer picks its own tiles by M, now and then badly: both ends say little of what lies between.
+        peer = not winner(decided[high]).is_tilelang
+        if peer or served_us is None or served_us > PROBE_LOSS * min(at_middle.values()):
             yield from self._probe(low, middle, depth - 1)
             yield from self._probe(middle, high, depth - 1)
 
