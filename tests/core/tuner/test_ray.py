@@ -17,7 +17,7 @@ from tilelang_gemm_wrapper.core.tuner.child import ChildLimits
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, ShapeResult
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
-from tilelang_gemm_wrapper.core.tuner.ray_workers import RayGpu, ray_cluster
+from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing
 
 ray = pytest.importorskip("ray")
@@ -124,7 +124,7 @@ def test_each_kind_of_gpu_gets_its_files(lab: Lab, tmp_path: Path) -> None:
     h20 = KNOWN_DEVICES["NVIDIA_H20"]
     lab.simulate(by_gpu={name: {"device": h20.name} for name in ("b0", "b1")})
     shapes = SHAPES[:3]
-    results = tune(workers_of(2), shapes, tmp_path)
+    results = tune(workers_of(), shapes, tmp_path)
     assert sorted((r.device.name, r.N, r.K) for r in results) == sorted(
         (device.name, N, K) for device in (H200, h20) for N, K in shapes
     )
@@ -171,7 +171,7 @@ def test_more_gpus_than_ray_has_are_refused(lab: Lab) -> None:
 
 def test_a_gpu_worker_that_does_not_start_is_told(lab: Lab) -> None:
     lab.simulate(start="dies")
-    with pytest.raises(RuntimeError, match="(?s)a GPU worker did not start: .*no device is visible"):
+    with pytest.raises(RuntimeError, match=r"(?s)a GPU worker did not start: .*no device is visible"):
         workers_of(1)
 
 
@@ -198,20 +198,14 @@ def test_the_shape_of_a_killed_worker_goes_to_another(lab: Lab, tmp_path: Path) 
 def test_the_work_of_a_lost_node_goes_to_the_other(lab: Lab, tmp_path: Path) -> None:
     lab.simulate(speed=0.5)
     workers = workers_of()
-    visible = {gpu.name: gpu for gpu in workers.gpus}
-    first = visible["GPU 0"].node
-    on_a = {gpu.name for gpu in workers.gpus if isinstance(gpu, RayGpu) and gpu.node == head_node(lab)}
-    assert 0 < len(on_a) < len(workers.gpus), first
-    listener = Interrupter(lambda gpu: lab.remove("b"), lambda gpu: gpu in visible and gpu not in on_a)
+    on_b = {gpu.name for gpu in workers.gpus if gpu.node != lab.nodes.head_node.node_id}
+    assert len(on_b) == len(workers.gpus) / 2
+    listener = Interrupter(lambda gpu: lab.remove("b"), lambda gpu: gpu in on_b)
     results = tune(workers, SHAPES[:6], tmp_path, listener)
-    assert listener.acted_on in set(visible) - on_a
+    assert listener.acted_on
     assert sorted((r.N, r.K) for r in results) == SHAPES[:6]
     assert not [r for result in results for r in result.records if isinstance(r, Failure)], (
         "nobody was to blame"
     )
     for N, K in SHAPES[:6]:
         assert written(tmp_path, N, K).entries
-
-
-def head_node(lab: Lab) -> str:
-    return lab.nodes.head_node.node_id
