@@ -62,7 +62,7 @@ class SimulatedGpu:
     def __init__(self) -> None:
         if "dies" in SETTINGS.get("start", ""):
             raise RuntimeError("no device is visible")
-        self._random = random.Random(os.getpid())
+        self._random = random.Random(SETTINGS.get("seed", 0))
         self._log(f"start {os.getpid()}")
 
     def device(self) -> Device:

@@ -1,0 +1,69 @@
+"""The cost model: what it is told it learns, as far as ranking configs goes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from simulated_gpu import true_us
+from tuning_runs import H200
+
+from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel, Sample
+
+M_VALUES = (1, 16, 64, 256, 1024, 4096)
+
+
+def samples(N: int, K: int) -> list[Sample]:
+    """Simulated timings of all that suits each M."""
+    space = list(kernel_registry.search_space(N, K, H200))
+    return [
+        (config, M, N, K, true_us(config, M, N, K, H200))
+        for M in M_VALUES
+        for config in space
+        if kernel_registry.suits(config, M, N, H200)
+    ]
+
+
+def deviation(model: CostModel, rows: list[Sample]) -> float:
+    """The median of the relative error."""
+    return float(np.median([abs(model.predict(c, M, N, K) / us - 1) for c, M, N, K, us in rows]))
+
+
+def test_fitting_on_two_shapes_sharpens_the_prediction_of_a_third() -> None:
+    model, unseen = CostModel(H200), samples(4096, 2048)
+    before = deviation(model, unseen)
+    model.fit([*samples(2048, 2048), *samples(7168, 2304)])
+    assert deviation(model, unseen) < 0.6 * before
+
+
+def test_few_samples_or_none_of_ours_change_nothing() -> None:
+    model, rows = CostModel(H200), samples(4096, 2048)
+    before = [model.predict(c, M, N, K) for c, M, N, K, _ in rows]
+    model.fit([])
+    model.fit(rows[:20])
+    model.fit([(KernelConfig("deep_gemm"), 64, 4096, 2048, 1.0)] * 1000)
+    assert [model.predict(c, M, N, K) for c, M, N, K, _ in rows] == before
+
+
+def test_nonsense_leaves_predictions_usable() -> None:
+    generator = random.Random(1)
+    rows = samples(4096, 2048)
+    model = CostModel(H200)
+    model.fit([(*row[:4], generator.uniform(1e-3, 1e4)) for row in rows])
+    predicted = [model.predict(c, M, N, K) for c, M, N, K, _ in rows]
+    assert np.isfinite(predicted).all()
+    assert min(predicted) >= 0
+
+
+@pytest.mark.parametrize(
+    "device",
+    [H200, Device("NVIDIA_Unheard_Of", "sm_90a", 100, 232448, 50 << 20, 0.0)],
+    ids=["known", "of unknown memory"],
+)
+def test_every_config_has_a_prediction(device: Device) -> None:
+    for config in kernel_registry.search_space(512, 384, device):
+        assert 0 < CostModel(device).predict(config, 7, 512, 384) < 1e6

@@ -1,0 +1,177 @@
+"""The tuning command: its arguments, what it refuses and why, and the table, CSV and report it leaves."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tuning_runs import BENCH, COMPILER, H200, written
+
+from tilelang_gemm_wrapper.core.tuner import command
+from tilelang_gemm_wrapper.core.tuner.report import HEADER
+
+Simulate = Callable[..., Path]
+
+N, K = 4096, 2048
+
+
+def arguments(tmp_path: Path, *more: str) -> list[str]:
+    return [
+        *("--N", str(N), "--K", str(K), "--m", "16,64,512", "--no-ray", "--effort", "quick"),
+        *("--bench", BENCH, "--compiler", COMPILER),
+        *("--out", str(tmp_path / "out"), "--results-dir", str(tmp_path / "results"), *more),
+    ]
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\n"
+        "from tilelang_gemm_wrapper.core.tuner.command import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'ray', 'tilelang', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for option in ("--model", "--tp", "--num-gpus", "--resume", "--effort", "--out", "--ray-address"):
+        assert option in done.stdout
+    assert "--bench" not in done.stdout
+
+
+def test_list_shapes_prints_and_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert command.main(["--N", "4096", "--K", "2048", "--list-shapes", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == "N=4096 K=2048\n"
+    assert not out.exists()
+    assert command.main(["--shapes", "public", "--list-shapes"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 25
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ([], "say what to tune: --model, --shapes, or --N and --K"),
+        (["--N", "4096"], "give both --N and --K"),
+        (["--N", "4097", "--K", "2048"], "N in multiples of 16 and K of 128"),
+        (["--N", "4096", "--K", "2000"], "N in multiples of 16 and K of 128"),
+        (["--N", "4096", "--K", "2048", "--m", "1,x"], "'1,x' is no list of whole numbers"),
+        (["--N", "4096", "--K", "2048", "--m", "0,8"], "'0,8' holds a number below 1"),
+        (["--shapes", "no such list"], "invalid choice"),
+        (["--N", "4096", "--K", "2048", "--effort", "immense"], "invalid choice: 'immense'"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    wrong: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(wrong)
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_several_gpus_without_ray_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
+    with_ray = [argument for argument in arguments(tmp_path, "--num-gpus", "2") if argument != "--no-ray"]
+    assert command.main(with_ray) == 2
+    assert "pip install 'tilelang-gemm-wrapper[tune]'" in capsys.readouterr().err
+
+
+def test_no_ray_and_several_gpus_exclude_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(arguments(tmp_path, "--num-gpus", "2")) == 2
+    assert "leave --no-ray out" in capsys.readouterr().err
+
+
+def test_a_gpu_that_does_not_answer_is_told(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(start="dies")
+    assert command.main(arguments(tmp_path)) == 2
+    assert "no device is visible" in capsys.readouterr().err
+
+
+def test_a_run_leaves_table_csv_and_report(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(faults={"wrong": {"num_stages": 4}}, warnings=["another process uses the GPU"])
+    assert command.main(arguments(tmp_path)) == 0
+    captured = capsys.readouterr()
+    assert "another process uses the GPU" in captured.err
+    for title in HEADER:
+        assert title in captured.out
+    rows = [
+        line.split() for line in captured.out.splitlines() if line.split()[:1] in (["16"], ["64"], ["512"])
+    ]
+    assert len(rows) == 3
+    choices = written(tmp_path / "out", N, K).entries
+    assert all(entry.config.num_stages != 4 for entry in choices)
+    assert "wrong: error 0.1 is above 3e-06" in captured.out
+
+    results = tmp_path / "results" / H200.name
+    report = (results / "tune_N4096_K2048.md").read_text()
+    assert "## N=4096, K=2048 on NVIDIA_H200" in report
+    assert "another process uses the GPU" in report
+    for cells in rows:
+        assert f"| {cells[0]} | " in report
+    with (results / "tune_N4096_K2048.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    timings = [row for row in table if row["stage"]]
+    failures = [row for row in table if row["failure"]]
+    assert len(timings) + len(failures) == len(table)
+    assert {row["stage"] for row in timings} == {"quick", "final"}
+    assert {row["failure"] for row in failures} == {"wrong"}
+    assert {row["num_stages"] for row in failures} == {"4"}
+    assert {row["M"] for row in timings} == {"16", "64", "512"}
+    for row in timings:
+        assert float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+    for cells in rows:  # the table's time is that of a final timing
+        finals = {f"{float(row['p50_us']):.2f}" for row in timings if row["M"] == cells[0]}
+        assert finals & set(cells)
+    assert not [path for path in results.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_run_shows_the_gain_over_the_file_in_place(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate()
+    command.main(arguments(tmp_path))
+    first = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["64"]]
+    command.main(arguments(tmp_path))
+    second = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["64"]]
+    assert first[0].split()[-1] == "-"
+    assert second[0].split()[-1] == "1.00"
+
+
+def test_a_shape_that_could_not_be_finished_shows_in_the_status(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(cannot_open=[N, K])
+    assert command.main(arguments(tmp_path)) == 1
+    captured = capsys.readouterr()
+    assert "the weights do not fit" in captured.err
+    assert "no file written" in captured.out
+
+
+def test_the_script_runs_from_a_checkout(simulate: Simulate, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[3] / "tuning" / "tune_tilelang_gemm.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert written(tmp_path / "out", N, K).entries
+    assert "shapes 1/1" in done.stderr
