@@ -47,7 +47,7 @@ from tilelang_gemm_wrapper.core.tuner.search import (
     ShapeTimes,
     first_candidates,
     more_candidates,
-    probe_m,
+    peer_m,
 )
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Driver:
         before = [config for _, config in shape.previous if config.is_tilelang]
         wanted = dict.fromkeys(c for c in (*first, *timed, *before) if c.is_tilelang)
         shape.warming = WarmupJob(
-            "deep_gemm", shape.N, shape.K, tuple(sorted({*self._m_values, *probe_m(self._m_values)}))
+            "deep_gemm", shape.N, shape.K, tuple(sorted({*self._m_values, *peer_m(self._m_values)}))
         )
         self._compile(shape, [c for c in wanted if c not in times.failures], [shape.warming])
 

@@ -23,7 +23,7 @@ EFFORTS = {
     effort.name: effort
     for effort in (
         Effort("quick", kernels=24, quick_ms=1.0, finalists=3, final_ms=6.0, probes=False),
-        Effort("standard", kernels=56, quick_ms=1.0, finalists=5, final_ms=10.0, probes=True),
+        Effort("standard", kernels=80, quick_ms=1.0, finalists=5, final_ms=10.0, probes=True),
         Effort("full", kernels=100_000, quick_ms=2.0, finalists=8, final_ms=20.0, probes=True),
     )
 }

@@ -1,14 +1,14 @@
 """The search on one weight shape: what is timed, for how long, and where more M are looked at.
 
 Two visits to the GPU, with compiling in between: `explore` times every first candidate briefly; `decide`
-times those that explore made promising, then the leaders again with the peers, and probes M between the
-wanted ones where the kernel changes.
+times those that explore made promising, then the leaders again with the peers, and last looks between the
+wanted M, wherever what a call there would be served may lose to something else.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -31,8 +31,12 @@ from tilelang_gemm_wrapper.core.tuner.records import (
 
 PEERS = (KernelConfig("deep_gemm"), KernelConfig("triton"))
 PROBE_LOSS = 1.03  # what a choice may cost at an M in between, against that M's own best
-_PROBE_DEPTH = 2
-_NARROWEST = 8  # an M within so many of the next shares its tiles
+_TOKEN_TILE = 64  # where M is large: M that need equally many of these share the tiles of every kernel
+_LEAST_TOKENS = 8  # where it is small: in the smallest tile
+_PROBES_AN_OCTAVE = 16  # in between
+_HANDICAP = 0.2  # of each further config of a tile, against the first of other tiles
+_NEIGHBOURS_OF = 2  # the fastest configs of an M whose neighbours are worth compiling
+_WORTH_PROBING = 1.5  # times the fastest: further off a tile is at neither end, if it is best in between
 _TIMED_TOGETHER = 24  # graphs that are captured and interleaved at one time
 
 
@@ -87,6 +91,16 @@ class ShapeTimes:
         times = self.quick[M]
         return sorted((c for c in times if c not in self.failures), key=lambda c: times[c])[:count]
 
+    def best_of_tiles(self, M: int, within: float) -> list[KernelConfig]:
+        """The fastest TileLang config of each tile at M, of tiles that reach `within` times the fastest."""
+        times = {**self.quick[M], **self.final[M]}
+        own = [config for config in times if config.is_tilelang and config not in self.failures]
+        tiles: dict[tuple[int, int, int], KernelConfig] = {}
+        for config in sorted(own, key=lambda config: times[config]):
+            tiles.setdefault(_tile(config), config)
+        best = list(tiles.values())
+        return [config for config in best if times[config] <= within * times[best[0]]]
+
 
 def first_candidates(
     N: int, K: int, m_values: Sequence[int], device: Device, model: CostModel, effort: Effort
@@ -106,23 +120,26 @@ def more_candidates(
     effort: Effort,
     seen: ShapeTimes,
 ) -> list[KernelConfig]:
-    """What to compile next: neighbours of the winners so far, those that the model likes best."""
+    """What to compile next: neighbours of each M's fastest so far, those that the model likes best."""
     tried = {config for times in seen.quick.values() for config in times} | seen.failures.keys()
     room = effort.kernels - len([config for config in tried if config.is_tilelang])
-    winners = {M: best[0] for M in m_values if (best := seen.best_quick(M, 1))}
-    near: dict[KernelConfig, float] = {}
-    for config in kernel_registry.search_space(N, K, device):
-        if config in tried:
-            continue
-        # How the model compares it with the winner whose neighbour it is, at the M where it looks best.
-        ratios = [
-            model.predict(config, M, N, K) / model.predict(best, M, N, K)
-            for M, best in winners.items()
-            if _are_neighbours(config, best) and kernel_registry.suits(config, M, N, device)
-        ]
-        if ratios:
-            near[config] = min(ratios)
-    return sorted(near, key=lambda config: near[config])[: max(0, room)]
+    untried = [config for config in kernel_registry.search_space(N, K, device) if config not in tried]
+    cells = []
+    for M in m_values:
+        fastest = seen.best_quick(M, _NEIGHBOURS_OF)
+        cells.append(
+            (
+                M,
+                [
+                    config
+                    for config in untried
+                    if kernel_registry.suits(config, M, N, device)
+                    and any(_are_neighbours(config, leader) for leader in fastest)
+                ],
+            )
+        )
+    near = list(dict.fromkeys(config for _, configs in cells for config in configs))
+    return most_of(near, cells, model, N, K, max(0, room))
 
 
 def most_of(
@@ -136,7 +153,7 @@ def most_of(
     """At most `most` of `space`: the model's first choice of each M, then the second of each, and so on."""
     if len(space) <= most:
         return list(space)
-    ranked = [sorted(suited, key=lambda c: model.predict(c, M, N, K)) for M, suited in cells]
+    ranked = [_varied({c: model.predict(c, M, N, K) for c in suited}) for M, suited in cells]
     chosen: dict[KernelConfig, None] = {}
     for rank in range(max(map(len, ranked), default=0)):
         for order in ranked:
@@ -145,18 +162,47 @@ def most_of(
     return list(chosen)
 
 
+def _varied(predicted: Mapping[KernelConfig, float]) -> list[KernelConfig]:
+    """Fastest first, but one more config of a tile has to promise more than the first of another tile.
+
+    The model errs by tile: what it says of two configs with one tile is wrong, or right, for both.
+    """
+    of_tile: Counter[tuple[int, int, int]] = Counter()
+    handicapped = {}
+    for config in sorted(predicted, key=lambda c: predicted[c]):
+        handicapped[config] = predicted[config] * (1 + _HANDICAP * of_tile[_tile(config)])
+        of_tile[_tile(config)] += 1
+    return sorted(handicapped, key=lambda c: handicapped[c])
+
+
+def _tile(config: KernelConfig) -> tuple[int, int, int]:
+    """What decides into how many waves an M falls."""
+    return config.tile_tokens, config.tile_weights, config.split_k
+
+
 def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
-    """Whether they differ in one thing: a side of the tile, the threads, the ring, or the split of K."""
-    if one.is_swap_ab != other.is_swap_ab:
-        return False
-    fields = ("block_M", "block_N", "threads", "num_stages", "split_k")
-    return sum(getattr(one, name) != getattr(other, name) for name in fields) == 1
+    """Whether they differ in one thing: a side of the tile, which operand comes first, the threads, the
+    ring, or the split of K."""
+    roles = ("tile_tokens", "tile_weights", "is_swap_ab", "threads", "num_stages", "split_k")
+    return sum(getattr(one, name) != getattr(other, name) for name in roles) == 1
 
 
 def probe_m(m_values: Sequence[int]) -> list[int]:
-    """The M between the wanted ones that `decide` may look at first: for compiling the peers ahead."""
-    ordered = sorted(m_values)
-    return [(low + high) // 2 for low, high in pairwise(ordered) if high - low > _NARROWEST]
+    """The M between the wanted ones that `decide` may look at."""
+    between = []
+    first, last = min(m_values), max(m_values)
+    M = (first // _LEAST_TOKENS + 1) * _LEAST_TOKENS
+    while last > M:
+        if M not in m_values:
+            between.append(M)
+        octave = 1 << M.bit_length() - 1
+        M += min(max(_LEAST_TOKENS, octave // _PROBES_AN_OCTAVE), _TOKEN_TILE)
+    return between
+
+
+def peer_m(m_values: Sequence[int]) -> list[int]:
+    """Those of `probe_m` at which the peers are timed in any case: where they may pick other tiles."""
+    return [M for M in probe_m(m_values) if M % _TOKEN_TILE == 0]
 
 
 class ShapeSearch:
@@ -167,7 +213,7 @@ class ShapeSearch:
         self._child = child
         self._times = ShapeTimes(request.known)
         self._device = child.device
-        self._peers: list[KernelConfig] = list(PEERS)
+        self._probes = probe_m(request.m_values)
 
     def run(self) -> Iterator[Record]:
         request = self._request
@@ -179,62 +225,77 @@ class ShapeSearch:
             if request.visit == "decide":
                 yield from self._decide(M)
         if request.visit == "decide" and request.effort.probes:
-            ordered = sorted(request.m_values)
-            for low, high in pairwise(ordered):
-                yield from self._probe(low, high, _PROBE_DEPTH)
+            for M in peer_m(request.m_values):
+                yield from self._measure(M, [c for c in PEERS if c not in self._times.quick[M]], "quick")
+            for low, high in pairwise(sorted(request.m_values)):
+                yield from self._probe(low, high)
 
     def _untimed(self, M: int) -> list[KernelConfig]:
         return [
             config
             for config in self._request.configs
-            if config not in self._times.quick[M]
-            and kernel_registry.suits(config, M, self._request.N, self._device)
+            if config not in self._times.quick[M] and self._may_run(config, M)
         ]
 
-    def _decide(self, M: int) -> Iterator[Record]:
+    def _decide(self, M: int, probe: bool = False) -> Iterator[Record]:
         """Time the leaders again, with the peers, the file's choice and the next larger M's winner."""
         leaders = self._times.best_quick(M, self._request.effort.finalists)
         decided = self._times.decided()
         larger = [m for m in decided if m > M]
         beside = [winner(decided[min(larger)])] if larger else []
         beside += [config for m, config in self._request.previous if m == M]
-        yield from self._finish(M, [*leaders, *beside], probe=False)
+        suited = [c for c in dict.fromkeys([*leaders, *beside, *PEERS]) if self._may_run(c, M)]
+        yield from self._measure(M, suited, "final")
+        done = CellDone(self._request.N, self._request.K, M, self._request.effort.name, probe)
+        self._times.add(done)
+        yield done
 
-    def _probe(self, low: int, high: int, depth: int) -> Iterator[Record]:
-        """Look at the M half-way, and closer where the choice there costs more than `PROBE_LOSS`."""
-        middle = (low + high) // 2
-        if high - low <= _NARROWEST or depth == 0:
-            return
+    def _may_run(self, config: KernelConfig, M: int) -> bool:
+        return config not in self._times.failures and (
+            not config.is_tilelang or kernel_registry.suits(config, M, self._request.N, self._device)
+        )
+
+    def _probe(self, low: int, high: int) -> Iterator[Record]:
+        """Look between two decided M until no choice there can cost more than `PROBE_LOSS`."""
         decided = self._times.decided()
         if low not in decided or high not in decided:
             return
-        if not self._times.is_done(middle, self._request.effort):
-            ends = [c for m in (low, high) for c in sorted(decided[m], key=lambda c: decided[m][c])[:3]]
-            served = winner(decided[high])
-            yield from self._finish(middle, [served, *ends], probe=True)
-            decided = self._times.decided()
-        at_middle = decided.get(middle)
-        if not at_middle:
+        between = [M for M in self._probes if low < M < high]
+        risky = [M for M in between if self._may_lose(M, decided[low], high, decided[high]) > PROBE_LOSS]
+        if not risky:
             return
-        served_us = at_middle.get(winner(decided[high]))
-        # A peer picks its own tiles by M, now and then badly: both ends say little of what lies between.
-        peer = not winner(decided[high]).is_tilelang
-        if peer or served_us is None or served_us > PROBE_LOSS * min(at_middle.values()):
-            yield from self._probe(low, middle, depth - 1)
-            yield from self._probe(middle, high, depth - 1)
+        middle = risky[len(risky) // 2]
+        if not self._times.is_done(middle, self._request.effort):
+            # What is best in between may be slow at both ends: tiles fill the SMs' waves each at its own M.
+            tiles = dict.fromkeys(
+                config for end in (low, high) for config in self._times.best_of_tiles(end, _WORTH_PROBING)
+            )
+            untimed = [c for c in tiles if c not in self._times.quick[middle] and self._may_run(c, middle)]
+            yield from self._measure(middle, untimed, "quick")
+            yield from self._decide(middle, probe=True)
+        yield from self._probe(low, middle)
+        yield from self._probe(middle, high)
 
-    def _finish(self, M: int, configs: Sequence[KernelConfig], probe: bool) -> Iterator[Record]:
-        request = self._request
-        suited = [
-            c
-            for c in dict.fromkeys([*configs, *self._peers])
-            if c not in self._times.failures
-            and (not c.is_tilelang or kernel_registry.suits(c, M, request.N, self._device))
-        ]
-        yield from self._measure(M, suited, "final")
-        done = CellDone(request.N, request.K, M, request.effort.name, probe)
-        self._times.add(done)
-        yield done
+    def _may_lose(
+        self, M: int, at_low: Mapping[KernelConfig, float], high: int, at_high: Mapping[KernelConfig, float]
+    ) -> float:
+        """At most how much longer a call with M takes on what serves `high` than on the best for it.
+
+        A kernel of ours takes no less time at a larger M, so both ends bound it. A peer that picks its tiles
+        by M may be far slower or faster than at either end: it has been timed.
+        """
+        peers = {config: self._peer_us(config, M, high, at_high) for config in PEERS}
+        served = winner(at_high)
+        served_us = at_high[served] if served.is_tilelang else peers[served]
+        own_us = min((us for config, us in at_low.items() if config.is_tilelang), default=float("inf"))
+        return served_us / min(own_us, *peers.values(), served_us)
+
+    def _peer_us(
+        self, config: KernelConfig, M: int, high: int, at_high: Mapping[KernelConfig, float]
+    ) -> float:
+        """What a peer takes at M: what it takes where the tiles that M needs are full."""
+        full = -(-M // _TOKEN_TILE) * _TOKEN_TILE
+        return (self._times.quick[full] if full < high else at_high).get(config, float("inf"))
 
     def _measure(self, M: int, configs: Sequence[KernelConfig], stage: Stage) -> Iterator[Record]:
         request = self._request
