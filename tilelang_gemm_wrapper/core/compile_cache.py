@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -76,11 +76,14 @@ class WarmupJob:
         return json.dumps(asdict(self))
 
 
+AnyJob = CompileJob | WarmupJob
+
+
 @dataclass(frozen=True, slots=True)
 class CompileFailure:
     """Why a job has no kernel: what the compiler raised, its death, or that it took too long."""
 
-    job: CompileJob | WarmupJob
+    job: AnyJob
     message: str
     timed_out: bool = False
 
@@ -102,7 +105,7 @@ class CompileWorker:
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def compile(self, job: CompileJob | WarmupJob, timeout_s: float | None = None) -> CompileFailure | None:
+    def compile(self, job: AnyJob, timeout_s: float | None = None) -> CompileFailure | None:
         """Compile one job into the disk cache; at most `timeout_s` seconds, then the process is killed."""
         if self._process is None or self._process.poll() is not None:
             self.close()
@@ -153,26 +156,31 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
     """
     missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
     workers = min(configurer.compile_workers(), len(missing))
-    if not workers:
-        return []
+    return run_jobs(missing, workers, progress) if missing else []
+
+
+def run_jobs(
+    jobs: Sequence[AnyJob], workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """Run every one of `jobs` in one of `workers` processes; progress and failures as in `compile_many`."""
     failures: list[str] = []
-    waiting, finished = deque(missing), SimpleQueue[str | None]()
+    waiting, finished = deque(jobs), SimpleQueue[str | None]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for _ in range(workers):
                 pool.submit(_run_worker, waiting, finished)
-            for done in range(1, len(missing) + 1):
+            for done in range(1, len(jobs) + 1):
                 failure = finished.get()
                 if failure is not None:
                     failures.append(failure)
                 if progress is not None:
-                    progress(done, len(missing))
+                    progress(done, len(jobs))
         finally:
             waiting.clear()  # after Ctrl-C no further job starts
     return failures
 
 
-def _run_worker(waiting: deque[CompileJob], finished: SimpleQueue[str | None]) -> None:
+def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> None:
     """Take jobs until none waits; put one item a job into `finished`, whatever happens to the process."""
     worker = CompileWorker()
     while True:
