@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -22,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core import child_process, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
@@ -109,7 +108,9 @@ class CompileWorker:
         """Compile one job into the disk cache; at most `timeout_s` seconds, then the process is killed."""
         if self._process is None or self._process.poll() is not None:
             self.close()
-            self._process = self._start()
+            self._process = child_process.start(
+                self._module, environment=self._environment, stderr=subprocess.DEVNULL
+            )
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         with suppress(BrokenPipeError):
@@ -125,27 +126,10 @@ class CompileWorker:
             return CompileFailure(job, error) if error else None
         return CompileFailure(job, f"the compiler process ended with status {process.wait()}")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", self._module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environment,
-            start_new_session=True,  # nvcc, which it starts, has to die with it
-        )
-
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        if process is not None:
+            child_process.kill(process)
 
 
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -198,6 +182,7 @@ def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> No
 
 def _serve_jobs() -> None:
     """Worker process: compile each job of standard input, answer one JSON line each."""
+    child_process.end_with_parent()
     # Compilers print; only answers may reach the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
