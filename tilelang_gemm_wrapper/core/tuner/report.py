@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tilelang_gemm_wrapper.core.tuner.driver import ShapeResult
 from tilelang_gemm_wrapper.core.tuner.entries import choose_entries
 from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
 from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
+from tilelang_gemm_wrapper.core.whole_file import replacing
 
 _CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
 _COLUMNS = (
@@ -66,10 +66,8 @@ def failures_of(result: ShapeResult) -> list[str]:
 
 
 def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
-    """Every timing and failure of the run, beside its place first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    """Every timing and failure of the run."""
+    with replacing(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(_COLUMNS)
         for result in results:
@@ -85,7 +83,6 @@ def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
                 else:
                     found = ("", "", "", "", "", "", record.kind, record.message)
                 table.writerow((result.device.name, result.N, result.K, M, *config, *found))
-    beside.replace(path)
 
 
 def markdown(results: Sequence[ShapeResult], head: Sequence[str]) -> str:
