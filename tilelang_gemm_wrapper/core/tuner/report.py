@@ -17,9 +17,9 @@ from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, T
 from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
 from tilelang_gemm_wrapper.core.whole_file import replacing
 
-_CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
+CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")  # in the CSV
 _COLUMNS = (
-    "device", "N", "K", "M", *_CONFIG_FIELDS,
+    "device", "N", "K", "M", *CONFIG_FIELDS,
     "stage", "p20_us", "p50_us", "p80_us", "replays", "error", "failure", "message",
 )  # fmt: skip
 _DEEP_GEMM, _TRITON = KernelConfig("deep_gemm"), KernelConfig("triton")
@@ -75,7 +75,7 @@ def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
                 if not isinstance(record, Timing | Failure):
                     continue
                 M = "" if record.M is None else record.M
-                config = (getattr(record.config, name) for name in _CONFIG_FIELDS)
+                config = (getattr(record.config, name) for name in CONFIG_FIELDS)
                 found: Sequence[object]
                 if isinstance(record, Timing):
                     spans = (f"{us:.3f}" for us in (record.p20_us, record.p50_us, record.p80_us))
