@@ -23,10 +23,9 @@ from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel, compile_many
 from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device, device_of
-from tilelang_gemm_wrapper.core.workload import error, random_workload, reference
+from tilelang_gemm_wrapper.core.workload import MAX_ERROR, error, random_workload, reference
 from tilelang_gemm_wrapper.models import PUBLIC_SHAPES, QWEN3_4B_FP8
 
-MAX_ERROR = 3e-6
 TOKENS = (1, 17, 64, 300, 1024)
 
 

@@ -26,10 +26,10 @@ from tilelang_gemm_wrapper.core.config_loader import choose, find_config
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.report import geomean
 from tilelang_gemm_wrapper.core.tuner.bench import GpuBench
+from tilelang_gemm_wrapper.core.tuner.report import CONFIG_FIELDS
 from tilelang_gemm_wrapper.core.tuner.search import PEERS
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
-FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
 COLUMNS = ("N", "K", "M", "dispatched", "dispatched_us", "best", "best_us", "dispatched_over_best")
 BEST = 5
 
@@ -39,9 +39,8 @@ def read_exhaustive(path: Path) -> dict[tuple[int, int], dict[int, dict[KernelCo
     times: dict = defaultdict(lambda: defaultdict(dict))
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            values = [row["kernel_type"], *(int(row[name]) for name in FIELDS[1:])]
-            kind, block_M, block_N, stages, threads, split = values
-            config = KernelConfig(kind, block_M, block_N, num_stages=stages, threads=threads, split_k=split)
+            numbers = {name: int(row[name]) for name in CONFIG_FIELDS if name != "kernel_type"}
+            config = KernelConfig(row["kernel_type"], **numbers)
             if config.is_tilelang and row["p50_us"] and int(row["M"]) not in PUBLIC_M:
                 times[int(row["N"]), int(row["K"])][int(row["M"])][config] = float(row["p50_us"])
     return times
@@ -57,14 +56,12 @@ def main() -> int:
     options = parser.parse_args()
     device = device_of(torch.cuda.current_device())
     shapes = read_exhaustive(options.exhaustive)
-    found = {}
     cells: dict[tuple[int, int], dict[int, tuple[KernelConfig, list[KernelConfig]]]] = {}
     for (N, K), by_m in shapes.items():
         search = find_config(N, K, device, [options.configs] if options.configs else None)
         if search.file is None:
             print(f"N={N}, K={K} has no tuned file for {device.name}", file=sys.stderr)
             return 2
-        found[N, K] = search.file
         cells[N, K] = {
             M: (choose(search.file.entries, M).config, sorted(times, key=times.get)[:BEST])
             for M, times in sorted(by_m.items())

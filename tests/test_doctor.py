@@ -35,7 +35,8 @@ def test_report_has_every_paragraph() -> None:
 def test_report_works_where_every_package_is_missing() -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'numpy', 'tilelang', 'tvm_ffi', 'triton', 'deep_gemm', 'transformers'):\n"
+        "for name in ('torch', 'numpy', 'tilelang', 'tvm_ffi', 'triton', 'deep_gemm', 'transformers',\n"
+        "             'huggingface_hub', 'safetensors', 'ray'):\n"
         "    sys.modules[name] = None\n"
         "from tilelang_gemm_wrapper.cli import main\n"
         "sys.exit(main(['doctor']))\n"
@@ -47,7 +48,7 @@ def test_report_works_where_every_package_is_missing() -> None:
 
 
 def test_versions_tell_missing_and_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {"torch": "2.8.1+cpu", "triton": "3.4.0"}
+    installed = {"torch": "2.8.1+cpu", "triton": "3.4.0", "huggingface_hub": "0.24.7"}
 
     def version(name: str) -> str:
         if name in installed:
@@ -59,6 +60,7 @@ def test_versions_tell_missing_and_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2.8.1+cpu" in lines["torch"] and "TOO OLD, 2.9 or newer" in lines["torch"]
     assert "3.4.0" in lines["triton"] and "TOO OLD" not in lines["triton"]
     assert "not installed" in lines["sgl-deep-gemm"] and "not installed" in lines["numpy"]
+    assert "TOO OLD, 0.25 or newer" in lines["huggingface_hub"] and "not installed" in lines["safetensors"]
 
 
 def test_gpu_paragraph_describes_each_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ OPTIONAL = (
     "deep_gemm",
     "ray",
     "transformers",
+    "huggingface_hub",
+    "safetensors",
     "matplotlib",
     "sglang",
 )

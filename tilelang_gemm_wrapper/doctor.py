@@ -31,7 +31,8 @@ PACKAGES: tuple[tuple[tuple[str, ...], tuple[int, ...], str], ...] = (
     (("numpy",), (), ""),
     (("ray",), (), "tuning on several GPUs"),
     (("transformers",), (), "demo"),
-    (("huggingface_hub", "safetensors"), (), "model shapes"),
+    (("huggingface_hub",), (0, 25), "model shapes from the Hugging Face hub or its cache"),
+    (("safetensors",), (0, 4, 3), "model shapes from a checkpoint's files"),
 )
 # Variables of others that change what compiles or runs; ours are listed by configurer.
 OTHER_VARIABLES = (

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import tilelang_gemm_wrapper
 from tilelang_gemm_wrapper import backends
-from tilelang_gemm_wrapper.core import compile_ahead, device
+from tilelang_gemm_wrapper.core import compile_ahead, compile_cache, device
+from tilelang_gemm_wrapper.core.compile_cache import WarmupJob
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 
 CELLS = {(512, 1024): [1, 64], (1024, 2048): [8]}
@@ -13,7 +16,9 @@ CELLS = {(512, 1024): [1, 64], (1024, 2048): [8]}
 def test_peers_compile_a_shape_a_task_and_ours_follows(monkeypatch):
     log = []
     monkeypatch.setattr(
-        compile_ahead, "_in_processes", lambda tasks, workers: log.append((sorted(tasks), workers))
+        compile_ahead,
+        "_in_processes",
+        lambda jobs, workers: log.append((sorted(map(astuple, jobs)), workers)),
     )
     monkeypatch.setattr(
         tilelang_gemm_wrapper,
@@ -27,10 +32,10 @@ def test_peers_compile_a_shape_a_task_and_ours_follows(monkeypatch):
     assert log == [
         (
             [
-                ("deep_gemm", 512, 1024, [1, 64]),
-                ("deep_gemm", 1024, 2048, [8]),
-                ("triton", 512, 1024, [1, 64]),
-                ("triton", 1024, 2048, [8]),
+                ("deep_gemm", 512, 1024, (1, 64)),
+                ("deep_gemm", 1024, 2048, (8,)),
+                ("triton", 512, 1024, (1, 64)),
+                ("triton", 1024, 2048, (8,)),
             ],
             4,
         ),
@@ -62,12 +67,16 @@ def test_a_backend_that_cannot_run_here_is_not_warmed(monkeypatch):
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
     for name, N in (("NVIDIA_L40S", 512), ("NVIDIA_H200", 513), ("NVIDIA_H200", 512)):
         monkeypatch.setattr(device, "device_of", lambda index, name=name: KNOWN_DEVICES[name])
-        compile_ahead._warm_backend("deep_gemm", N, 1024, [1])
+        compile_cache._warm_backend(WarmupJob("deep_gemm", N, 1024, (1,)))
 
-    assert warmed == [(512, 1024, [1])]
+    assert warmed == [(512, 1024, (1,))]
 
 
-def test_a_failing_task_does_not_stop_the_others(caplog):
-    """Real child processes: they find no GPU here, or warm a backend; either way this returns."""
-    compile_ahead._in_processes([("no such backend", 512, 1024, [1])], 1)
-    assert "worker died" not in caplog.text
+def test_a_failing_job_does_not_stop_the_others(caplog, capfd):
+    """Real compiler processes: each finds no GPU or no such backend, and the bar still comes to its end."""
+    jobs = [WarmupJob("no such backend", 512, 1024, (M,)) for M in (1, 2, 3)]
+    with caplog.at_level("DEBUG"):
+        compile_ahead._in_processes(jobs, 2)
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+    assert len([line for line in caplog.messages if "no such backend" in line]) == 3
+    assert "3/3" in capfd.readouterr().err

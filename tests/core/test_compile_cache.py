@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import compile_cache
+from tilelang_gemm_wrapper.core import child_process, compile_cache
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_many
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
@@ -72,7 +72,7 @@ def worker(monkeypatch):
                 process.wait()
             return process
 
-        monkeypatch.setattr(compile_cache.subprocess, "Popen", run)
+        monkeypatch.setattr(child_process.subprocess, "Popen", run)
 
     popen = subprocess.Popen
     use(WORKER)
@@ -197,7 +197,7 @@ def test_workers_that_cannot_be_started(monkeypatch):
     def no_process(*_, **__):
         raise OSError("cannot fork")
 
-    monkeypatch.setattr(compile_cache.subprocess, "Popen", no_process)
+    monkeypatch.setattr(child_process.subprocess, "Popen", no_process)
     failures = within(60, compile_many, [job(16), job(32)])
     assert sorted(failures) == [f"{job(n)}: OSError: cannot fork" for n in (16, 32)]
 

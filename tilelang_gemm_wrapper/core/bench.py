@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..models import PUBLIC_M, shape_list_names, shapes_of
 from . import report
+from .arguments import whole_numbers
 from .conditions import record_conditions
 from .results import HostRow, Row, append_rows, by_cell, read_rows, write_rows
 
@@ -25,16 +26,6 @@ PROVIDER_NAMES = (
     "triton",
 )
 CANNOT_RUN = 2
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,16") from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
-    return numbers
 
 
 def _provider_list(text: str) -> tuple[str, ...]:
@@ -58,7 +49,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     what.add_argument("--K", type=int, help="columns of the weight matrix (input features); with --N")
     what.add_argument("--shapes", choices=shape_list_names(), help="a list of well-known (N, K) instead")
     what.add_argument(
-        "--m", type=_numbers, default=PUBLIC_M, metavar="1,8,16", help="token counts (default: the public 23)"
+        "--m",
+        type=whole_numbers,
+        default=PUBLIC_M,
+        metavar="1,8,16",
+        help="token counts (default: the public 23)",
     )
     what.add_argument(
         "--providers",

@@ -16,13 +16,11 @@ from .. import __version__
 from .bench_providers import PROVIDERS, Call, Matrix, Refused, chosen_kernel
 from .conditions import record_conditions
 from .device import Device, device_of
-from .results import Row, gemm_bytes, gemm_flops, with_ratios
+from .results import Row, first_line, gemm_bytes, gemm_flops, with_ratios
 from .timing import Timing, TimingError, ideal_us, streaming_floor_us, time_interleaved, why_impossible
-from .workload import error
+from .workload import MAX_ERROR, error
 
 logger = logging.getLogger(__name__)
-
-MAX_ERROR = 3e-6  # 1 - 2<x,y>/(<x,x>+<y,y>) against float32; right kernels stand at 1.4e-6
 
 
 class DeviceLostError(RuntimeError):
@@ -124,7 +122,7 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
             continue
         except Exception as failure:
             _stop_if_device_is_lost(name, failure)
-            rows[name] = replace(row, reason=_first_line(failure))
+            rows[name] = replace(row, reason=first_line(failure))
             continue
         rows[name] = replace(row, error=deviation)
         if deviation <= MAX_ERROR:
@@ -136,7 +134,7 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
             timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
         except TimingError as failure:
             _stop_if_device_is_lost(failure.provider, failure)
-            rows[failure.provider] = replace(rows[failure.provider], reason=_first_line(failure))
+            rows[failure.provider] = replace(rows[failure.provider], reason=first_line(failure))
             del calls[failure.provider]
             continue
         for name, timing in timings.items():
@@ -168,11 +166,6 @@ def _stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
         torch.cuda.synchronize()
     except RuntimeError as lost:
         raise DeviceLostError(
-            f"{provider} has left the CUDA context unusable ({_first_line(failure)}): the rows before it are "
+            f"{provider} has left the CUDA context unusable ({first_line(failure)}): the rows before it are "
             f"written; go on with --resume and --providers without {provider}"
         ) from lost
-
-
-def _first_line(failure: BaseException) -> str:
-    lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0] if lines else 'no message'}"[:300]

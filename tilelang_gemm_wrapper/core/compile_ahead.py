@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
+
+from .compile_cache import WarmupJob, run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +23,14 @@ def compile_ahead(
     longer than the timing itself. A failure here is only logged; the timing meets it again and records it.
     """
     # One process has all M of a shape: two that compile one kernel would race for its place in the cache.
-    tasks = [
-        (name, N, K, ms) for name in _COMPILED_BACKENDS if name in providers for (N, K), ms in cells.items()
+    jobs = [
+        WarmupJob(name, N, K, tuple(ms))
+        for name in _COMPILED_BACKENDS
+        if name in providers
+        for (N, K), ms in cells.items()
     ]
-    if tasks:
-        _in_processes(tasks, min(workers, len(tasks)))
+    if jobs:
+        _in_processes(jobs, min(workers, len(jobs)))
     if cells and any(name.startswith("tilelang_gemm") for name in providers):
         from tilelang_gemm_wrapper import warmup
 
@@ -36,31 +38,8 @@ def compile_ahead(
         warmup(cells, m_max=max(map(max, cells.values())))
 
 
-def _in_processes(tasks: Sequence[tuple[str, int, int, Sequence[int]]], workers: int) -> None:
-    context = multiprocessing.get_context("spawn")  # a forked child could not use CUDA
-    with (
-        ProcessPoolExecutor(workers, context) as pool,
-        tqdm(total=len(tasks), unit="shape", desc="compiling peers") as progress,
-    ):
-        futures = {pool.submit(_warm_backend, *task): task for task in tasks}
-        for future in as_completed(futures):
-            progress.update()
-            try:
-                future.result()
-            except BrokenProcessPool:
-                logger.warning("a compile worker died; what is missing compiles as it is timed")
-                return
-            except Exception as error:
-                logger.debug("compiling ahead for %s failed: %s", futures[future], error)
-
-
-def _warm_backend(name: str, N: int, K: int, ms: Sequence[int]) -> None:
-    import torch
-
-    from ..backends import backend
-    from .device import device_of
-
-    module = backend(name)
-    if not (module.why_unavailable(device_of(torch.cuda.current_device())) or module.why_unsupported(N, K)):
-        module.warmup(N, K, ms)
-        torch.cuda.synchronize()
+def _in_processes(jobs: Sequence[WarmupJob], workers: int) -> None:
+    with tqdm(total=len(jobs), unit="shape", desc="compiling peers") as bar:
+        failures = run_jobs(jobs, workers, lambda done, total: bar.update())
+    for failure in failures:
+        logger.debug("compiling ahead failed: %s", failure)

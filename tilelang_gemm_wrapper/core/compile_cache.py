@@ -7,11 +7,10 @@ import json
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core import child_process, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
@@ -76,11 +75,14 @@ class WarmupJob:
         return json.dumps(asdict(self))
 
 
+AnyJob = CompileJob | WarmupJob
+
+
 @dataclass(frozen=True, slots=True)
 class CompileFailure:
     """Why a job has no kernel: what the compiler raised, its death, or that it took too long."""
 
-    job: CompileJob | WarmupJob
+    job: AnyJob
     message: str
     timed_out: bool = False
 
@@ -102,11 +104,13 @@ class CompileWorker:
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def compile(self, job: CompileJob | WarmupJob, timeout_s: float | None = None) -> CompileFailure | None:
+    def compile(self, job: AnyJob, timeout_s: float | None = None) -> CompileFailure | None:
         """Compile one job into the disk cache; at most `timeout_s` seconds, then the process is killed."""
         if self._process is None or self._process.poll() is not None:
             self.close()
-            self._process = self._start()
+            self._process = child_process.start(
+                self._module, environment=self._environment, stderr=subprocess.DEVNULL
+            )
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         with suppress(BrokenPipeError):
@@ -122,27 +126,10 @@ class CompileWorker:
             return CompileFailure(job, error) if error else None
         return CompileFailure(job, f"the compiler process ended with status {process.wait()}")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", self._module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environment,
-            start_new_session=True,  # nvcc, which it starts, has to die with it
-        )
-
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        if process is not None:
+            child_process.kill(process)
 
 
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -153,26 +140,31 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
     """
     missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
     workers = min(configurer.compile_workers(), len(missing))
-    if not workers:
-        return []
+    return run_jobs(missing, workers, progress) if missing else []
+
+
+def run_jobs(
+    jobs: Sequence[AnyJob], workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """Run every one of `jobs` in one of `workers` processes; progress and failures as in `compile_many`."""
     failures: list[str] = []
-    waiting, finished = deque(missing), SimpleQueue[str | None]()
+    waiting, finished = deque(jobs), SimpleQueue[str | None]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for _ in range(workers):
                 pool.submit(_run_worker, waiting, finished)
-            for done in range(1, len(missing) + 1):
+            for done in range(1, len(jobs) + 1):
                 failure = finished.get()
                 if failure is not None:
                     failures.append(failure)
                 if progress is not None:
-                    progress(done, len(missing))
+                    progress(done, len(jobs))
         finally:
             waiting.clear()  # after Ctrl-C no further job starts
     return failures
 
 
-def _run_worker(waiting: deque[CompileJob], finished: SimpleQueue[str | None]) -> None:
+def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> None:
     """Take jobs until none waits; put one item a job into `finished`, whatever happens to the process."""
     worker = CompileWorker()
     while True:
@@ -190,6 +182,7 @@ def _run_worker(waiting: deque[CompileJob], finished: SimpleQueue[str | None]) -
 
 def _serve_jobs() -> None:
     """Worker process: compile each job of standard input, answer one JSON line each."""
+    child_process.end_with_parent()
     # Compilers print; only answers may reach the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -28,6 +28,7 @@ from tilelang_gemm_wrapper.core.config_entry import (
     show,
 )
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, file_safe_name
+from tilelang_gemm_wrapper.core.whole_file import replacing
 
 METADATA_KEY = "_metadata"
 DTYPE = "fp8_w8a8"
@@ -130,23 +131,12 @@ def write_config_file(
     table = {str(entry.M): entry_fields(entry) for entry in ordered}
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
     provenance = json.dumps(dict(metadata), indent=2, allow_nan=False) + "\n" if metadata else None
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata_path(path).unlink(missing_ok=True)
-    _replace(path, text)
+    with replacing(path) as file:
+        file.write(text)
     if provenance is not None:
-        _replace(metadata_path(path), provenance)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replacing(metadata_path(path)) as file:
+            file.write(provenance)
 
 
 def _parse_name(path: Path, N: int, K: int, device: Device) -> str:

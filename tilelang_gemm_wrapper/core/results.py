@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+
+from .whole_file import replacing
 
 Cell = tuple[int, int, int]  # M, N, K
 
@@ -95,6 +96,12 @@ def gemm_bytes(M: int, N: int, K: int) -> float:
     return float(M * K + N * K + scales + 2 * M * N)
 
 
+def first_line(failure: BaseException) -> str:
+    """The kind and first line of an exception, for a `reason`: compilers and CUDA add pages."""
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0] if lines else 'no message'}"[:300]
+
+
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows of one cell with `x_deep_gemm` and `x_triton` filled in."""
     p50 = {row.provider: row.p50_us for row in rows}
@@ -118,13 +125,10 @@ def by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
 
 
 def write_rows(path: Path, rows: Sequence[Row] | Sequence[HostRow], kind: type[Row] | type[HostRow]) -> None:
-    """Write a CSV whole: beside its place first, then renamed, so that no reader finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    """Write a CSV whole, in the place of what is there."""
+    with replacing(path) as file:
         csv.writer(file).writerow(field.name for field in fields(kind))
         _write(file, rows)
-    beside.replace(path)
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import is_running, wait_until
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.tuner.child import (
@@ -175,18 +175,3 @@ def test_a_hung_child_does_not_outlive_its_killed_parent(simulate: Simulate) -> 
     parent.kill()
     parent.wait()
     wait_until(lambda: not is_running(pid))
-
-
-def wait_until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie (whose new parent may never ask for its status)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.results import first_line, gemm_flops
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
 if TYPE_CHECKING:
     from tilelang_gemm_wrapper.quantize import ScaleLayout
 
-MAX_ERROR = 3e-6  # right kernels stand at 1.4e-6, a lost K step or a wrong scale far above
 GUARD_ROWS = 8  # rows of C kept before and after the output that a kernel must not touch
 
 
@@ -128,7 +128,7 @@ class GpuBench:
             raise self._classified(problem) from problem
 
     def _check_once(self, config: KernelConfig, M: int, layout: ScaleLayout) -> float:
-        from tilelang_gemm_wrapper.core.workload import error
+        from tilelang_gemm_wrapper.core.workload import MAX_ERROR, error
 
         torch = self._torch
         matrix, C = self._matrix, self._C
@@ -153,6 +153,7 @@ class GpuBench:
         from tilelang_gemm_wrapper.core.timing import time_interleaved, why_impossible
 
         matrix = self._matrix
+        N, K = matrix.N, matrix.K
         out = self._C[GUARD_ROWS : GUARD_ROWS + M]
         calls = {
             str(position): lambda i, config=config: self._launch(config, M, out, "column_tma", i)
@@ -165,8 +166,7 @@ class GpuBench:
         timed = []
         for position, config in enumerate(configs):
             timing = timings[str(position)]
-            flops = 2.0 * M * matrix.N * matrix.K
-            impossible = why_impossible(timing.p50_us, matrix.N * matrix.K, flops, self._device)
+            impossible = why_impossible(timing.p50_us, N * K, gemm_flops(M, N, K), self._device)
             if impossible:
                 raise CandidateError("error", f"{config}: {impossible}")
             timed.append(Timed(timing.p20_us, timing.p50_us, timing.p80_us, timing.replays))
@@ -213,8 +213,7 @@ class GpuBench:
     def _classified(self, problem: Exception) -> CandidateError:
         """The class of what a candidate raised, and whether the CUDA context survived it."""
         torch = self._torch
-        lines = str(problem).strip().splitlines()
-        message = f"{type(problem).__name__}: {lines[0] if lines else 'no message'}"[:300]
+        message = first_line(problem)
         try:
             torch.cuda.synchronize()
         except Exception:

@@ -13,7 +13,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +21,13 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
+from tilelang_gemm_wrapper.core import child_process
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.bench import Timed, measure
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
 GPU_BENCH = "tilelang_gemm_wrapper.core.tuner.bench:GpuBench"
-_WATCH_S = 0.5  # between a child's looks at whether its parent is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,26 +148,14 @@ class Child:
         """Kill the child; the next call starts another."""
         process, self._process, self._buffer = self._process, None, b""
         if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
+            child_process.kill(process)
 
     def _is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def _start(self) -> None:
         self._opened = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self._bench],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,  # whatever the child has started dies with it
-        )
+        self._process = child_process.start(__name__, self._bench, environment=self._environment)
         try:
             hello = next(self._answers(self._limits.start_s))
         except _ChildDied as death:
@@ -234,10 +221,9 @@ class Child:
 
 def _serve(bench_name: str) -> None:
     """The child: one request a line on standard input, answers on what was standard output."""
+    child_process.end_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # compilers and libraries print; only answers may reach the pipe
-
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def say(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
@@ -264,13 +250,6 @@ def _serve(bench_name: str) -> None:
                 if answer.get("lost"):
                     os._exit(3)  # the CUDA context is gone: ending in order would only raise
         say(done=True)
-
-
-def _end_with(parent: int) -> None:
-    """A killed parent kills nobody: a hung candidate would keep the GPU from the run that resumes."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, CompileWorker, WarmupJob
+from tilelang_gemm_wrapper.core.compile_cache import AnyJob, CompileFailure, CompileWorker
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.child import (
     GPU_BENCH,
@@ -26,8 +26,6 @@ from tilelang_gemm_wrapper.core.tuner.records import Record
 from tilelang_gemm_wrapper.core.tuner.search import ShapeRequest, ShapeSearch
 
 COMPILE_TIMEOUT_S = 240.0  # DeepGEMM compiles all kernels of a shape in one job; one of ours takes 3 s
-
-AnyJob = CompileJob | WarmupJob
 
 
 class WorkerLostError(RuntimeError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper import configurer, models
+from tilelang_gemm_wrapper.core.arguments import whole_numbers
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildFailedError
@@ -24,16 +25,6 @@ from tilelang_gemm_wrapper.core.tuner.journal import DirectoryBusyError, Directo
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
 
 DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
-    return numbers
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -50,7 +41,11 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     what.add_argument("--N", type=int, help="rows of one weight matrix (output features); with --K")
     what.add_argument("--K", type=int, help="columns of one weight matrix (input features); with --N")
     what.add_argument(
-        "--m", type=_numbers, default=models.PUBLIC_M, metavar="1,8,64", help="default: the 23 public ones"
+        "--m",
+        type=whole_numbers,
+        default=models.PUBLIC_M,
+        metavar="1,8,64",
+        help="default: the 23 public ones",
     )
     what.add_argument("--list-shapes", action="store_true", help="print the weight shapes and stop")
     how = parser.add_argument_group("how")

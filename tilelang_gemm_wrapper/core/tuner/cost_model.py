@@ -91,12 +91,12 @@ def _non_negative_fit(terms: np.ndarray, times: np.ndarray, prior: np.ndarray) -
     scale = np.linalg.norm(terms, axis=0) + 1e-12
     gram = (terms / scale).T @ (terms / scale)
     projected = (terms / scale).T @ times
-    fitted = start = prior * scale
+    start = prior * scale
+    fitted = start.copy()
     gram = gram + _PRIOR_WEIGHT * np.eye(len(prior))
     projected = projected + _PRIOR_WEIGHT * start
     for _ in range(_FIT_ROUNDS):
         for j in range(len(fitted)):
             step = (projected[j] - gram[j] @ fitted) / gram[j, j]
-            fitted = fitted.copy() if fitted is start else fitted
             fitted[j] = max(0.0, fitted[j] + step)
     return fitted / scale

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from tilelang_gemm_wrapper.core.compile_cache import COMPILER, CompileFailure, CompileWorker
+from tilelang_gemm_wrapper.core.compile_cache import COMPILER, AnyJob, CompileFailure, CompileWorker
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildLimits
-from tilelang_gemm_wrapper.core.tuner.cluster import AnyJob, Cluster, LocalGpu, WorkerLostError
+from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalGpu, WorkerLostError
 from tilelang_gemm_wrapper.core.tuner.records import Record
 from tilelang_gemm_wrapper.core.tuner.search import ShapeRequest
 

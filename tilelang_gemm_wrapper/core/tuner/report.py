@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
-import os
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tilelang_gemm_wrapper.config_reports import describe
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.config_entry import Entry
+from tilelang_gemm_wrapper.core.config_file import ConfigFileError, parse_config_file
 from tilelang_gemm_wrapper.core.config_loader import choose
 from tilelang_gemm_wrapper.core.results import gemm_flops
 from tilelang_gemm_wrapper.core.tuner.driver import ShapeResult
-from tilelang_gemm_wrapper.core.tuner.entries import choose_entries
+from tilelang_gemm_wrapper.core.tuner.entries import Times, choose_entries
 from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
 from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
+from tilelang_gemm_wrapper.core.whole_file import replacing
 
-_CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")
+CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")  # in the CSV
 _COLUMNS = (
-    "device", "N", "K", "M", *_CONFIG_FIELDS,
+    "device", "N", "K", "M", *CONFIG_FIELDS,
     "stage", "p20_us", "p50_us", "p80_us", "replays", "error", "failure", "message",
 )  # fmt: skip
 _DEEP_GEMM, _TRITON = KernelConfig("deep_gemm"), KernelConfig("triton")
@@ -32,14 +36,11 @@ HEADER = (
 def rows_of(result: ShapeResult) -> list[tuple[str, ...]]:
     """A row for each M that was decided, as `HEADER` names the columns; the kernel is what the file gives."""
     times = ShapeTimes(result.records).decided()
-    entries = choose_entries(times, result.N, result.K)
     floors = [r.floor_us for r in result.records if isinstance(r, ShapeConditions) and r.floor_us]
     before = dict(result.previous)
     rows: list[tuple[str, ...]] = []
-    for M in sorted(times):
-        entry = choose(entries, M)
-        assert entry is not None  # there are times, so there is an entry
-        us = times[M][entry.config]
+    for M, config in _dispatched(result, times).items():
+        us = times[M].get(config, math.nan)  # someone may have edited the file since
 
         def ratio(peer: KernelConfig | None, M: int = M, us: float = us) -> str:
             peer_us = times[M].get(peer) if peer else None
@@ -48,7 +49,7 @@ def rows_of(result: ShapeResult) -> list[tuple[str, ...]]:
         rows.append(
             (
                 str(M),
-                describe(entry.config),
+                describe(config),
                 f"{us:.2f}",
                 f"{gemm_flops(M, result.N, result.K) / us / 1e6:.1f}",
                 f"{100 * floors[-1] / us:.0f}" if floors else "-",
@@ -60,16 +61,24 @@ def rows_of(result: ShapeResult) -> list[tuple[str, ...]]:
     return rows
 
 
+def _dispatched(result: ShapeResult, times: Times) -> dict[int, KernelConfig]:
+    """What each M of `times` gets: by the file, which also has entries that this run did not measure."""
+    entries: Sequence[Entry] = ()
+    if result.path is not None:
+        with suppress(ConfigFileError):  # it is gone: the run still has its report
+            entries = parse_config_file(result.path, result.N, result.K, result.device).entries
+    entries = entries or choose_entries(times, result.N, result.K)
+    return {M: entry.config for M in sorted(times) if (entry := choose(entries, M))}
+
+
 def failures_of(result: ShapeResult) -> list[str]:
     """A sentence for each candidate that failed."""
     return [f"{describe(r.config)}: {r.kind}: {r.message}" for r in result.records if isinstance(r, Failure)]
 
 
 def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
-    """Every timing and failure of the run, beside its place first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    """Every timing and failure of the run."""
+    with replacing(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(_COLUMNS)
         for result in results:
@@ -77,7 +86,7 @@ def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
                 if not isinstance(record, Timing | Failure):
                     continue
                 M = "" if record.M is None else record.M
-                config = (getattr(record.config, name) for name in _CONFIG_FIELDS)
+                config = (getattr(record.config, name) for name in CONFIG_FIELDS)
                 found: Sequence[object]
                 if isinstance(record, Timing):
                     spans = (f"{us:.3f}" for us in (record.p20_us, record.p50_us, record.p80_us))
@@ -85,7 +94,6 @@ def write_csv(path: Path, results: Iterable[ShapeResult]) -> None:
                 else:
                     found = ("", "", "", "", "", "", record.kind, record.message)
                 table.writerow((result.device.name, result.N, result.K, M, *config, *found))
-    beside.replace(path)
 
 
 def markdown(results: Sequence[ShapeResult], head: Sequence[str]) -> str:
@@ -142,10 +150,8 @@ def write_plot(path: Path, results: Sequence[ShapeResult]) -> None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, result in zip(panels, shown, strict=False):
         times = ShapeTimes(result.records).decided()
-        entries = choose_entries(times, result.N, result.K)
-        chosen = {M: entry.config for M in times if (entry := choose(entries, M))}
         for label, color, config_at in (
-            ("tuned", "#d1495b", chosen),
+            ("tuned", "#d1495b", _dispatched(result, times)),
             ("DeepGEMM", "#30638e", dict.fromkeys(times, _DEEP_GEMM)),
             ("Triton", "#8d6b94", dict.fromkeys(times, _TRITON)),
             ("before", "0.6", dict(result.previous)),

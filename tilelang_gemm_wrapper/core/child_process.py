@@ -1,0 +1,54 @@
+"""Processes that end with all they have started: when they are killed, and when their parent is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+_WATCH_S = 0.5  # between a child's looks at whether its parent is there
+
+
+def start(
+    module: str, *arguments: str, environment: Mapping[str, str], stderr: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Run a module of Python with pipes to its standard input and output."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment,
+        start_new_session=True,  # it leads a process group, by which it is killed with what it has started
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill what `start` gave, with all that it has started; it is gone and its pipes are closed on return."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def end_with_parent() -> None:
+    """Called first in a process of `start`: have it end, with all that it has started, when its parent does.
+
+    A killed parent kills nobody: a hung candidate would keep the GPU from the run that resumes, and a hung
+    nvcc would stay for ever.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os.killpg(os.getpid(), signal.SIGKILL)
