@@ -25,6 +25,7 @@ from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_loader import choose, find_config
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.report import geomean
+from tilelang_gemm_wrapper.core.timing import MIN_ROUNDS
 from tilelang_gemm_wrapper.core.tuner.bench import GpuBench
 from tilelang_gemm_wrapper.core.tuner.report import CONFIG_FIELDS
 from tilelang_gemm_wrapper.core.tuner.search import PEERS
@@ -81,7 +82,7 @@ def main() -> int:
             candidates = list(dict.fromkeys([dispatched, *best, *PEERS]))
             for config in candidates:
                 bench.check(config, M)
-            timed = bench.time(candidates, M, options.budget_ms)
+            timed = bench.time(candidates, M, options.budget_ms, MIN_ROUNDS)
             times = {config: one.p50_us for config, one in zip(candidates, timed, strict=True)}
             fastest = min(times, key=lambda config: times[config])
             ratios.append(times[dispatched] / times[fastest])

@@ -179,14 +179,15 @@ def time_interleaved(
     copies: int,
     *,
     budget_ms: float = 25.0,
+    least_rounds: int = MIN_ROUNDS,
     recorder: Recorder | None = None,
 ) -> dict[str, Timing]:
     """Time every provider on the current CUDA device, interleaved, and give each its percentiles.
 
     A provider is called with a rotation index i in [0, copies) and must launch once, on the current stream,
     with weight copy i. `budget_ms` is what the replays of one provider may take on average; at least
-    `MIN_ROUNDS` replays are made. Raises ValueError for copies < 1, and TimingError naming the provider whose
-    warm-up or capture failed.
+    `least_rounds` replays are made, two or more. Raises ValueError for copies < 1, and TimingError naming the
+    provider whose warm-up or capture failed.
     """
     if copies < 1:
         raise ValueError(f"copies is {copies}: at least one copy of the weights is needed, see cold_copies()")
@@ -202,7 +203,7 @@ def time_interleaved(
                     raise TimingError(name, error) from error
             round_ms = sum(spans[0] for spans in _run_rounds(device, replays, 1).values())
             wanted = budget_ms * len(replays) / max(round_ms, 1e-6)
-            rounds = int(min(max(wanted, MIN_ROUNDS), MAX_ROUNDS))
+            rounds = int(min(max(wanted, least_rounds), MAX_ROUNDS))
             # One round more, and dropped: while it runs the host gets ahead, so no later replay waits for it.
             spans_ms = _run_rounds(device, replays, rounds + 1)
             return {name: _timing(spans_ms[name][1:], replays[name].launches) for name in replays}

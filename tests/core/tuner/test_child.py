@@ -83,8 +83,8 @@ def test_a_fault_costs_its_candidate_alone(
     log = simulate(faults={fault: BEFALLS_FAULTY})
     with child() as it:
         it.open(N, K, M)
-        outcomes = by_config(list(it.measure(M, CONFIGS, 1.0)))
-        again = by_config(list(it.measure(M, CONFIGS[:2], 1.0)))
+        outcomes = by_config(list(it.measure(M, CONFIGS, 1.0, 2)))
+        again = by_config(list(it.measure(M, CONFIGS[:2], 1.0, 2)))
     assert set(outcomes) == set(CONFIGS)
     assert outcomes[FAULTY].timed is None
     assert outcomes[FAULTY].kind == kind
@@ -111,7 +111,7 @@ def test_a_child_that_died_between_requests_is_replaced_and_nobody_is_blamed(sim
             if request == "open":
                 it.open(N, K, M)
             else:
-                outcomes = by_config(list(it.measure(M, CONFIGS[:1], 1.0)))
+                outcomes = by_config(list(it.measure(M, CONFIGS[:1], 1.0, 2)))
     assert_right_times(outcomes, CONFIGS[:1])
     assert len(pids(log)) == 3
 
@@ -134,7 +134,7 @@ def test_a_shape_that_does_not_fit_leaves_the_child_of_use(simulate: Simulate) -
             it.open(N, K, M)
         opened = it.open(N, 2 * K, M)
         assert opened["sm_clock_mhz"] == 1980.0
-        assert all(outcome.timed for outcome in it.measure(M, CONFIGS, 1.0))
+        assert all(outcome.timed for outcome in it.measure(M, CONFIGS, 1.0, 2))
 
 
 def test_a_child_is_replaced_after_so_many_shapes(simulate: Simulate) -> None:
@@ -142,7 +142,7 @@ def test_a_child_is_replaced_after_so_many_shapes(simulate: Simulate) -> None:
     with child(shapes=2) as it:
         for i in range(1, 6):
             it.open(128 * i, K, M)
-        assert all(outcome.timed for outcome in it.measure(M, CONFIGS, 1.0))
+        assert all(outcome.timed for outcome in it.measure(M, CONFIGS, 1.0, 2))
     opened = pids(log, "open")
     assert [opened.count(pid) for pid in dict.fromkeys(opened)] == [2, 2, 1]
 
@@ -151,7 +151,7 @@ def test_a_new_child_opens_the_shape_again(simulate: Simulate) -> None:
     log = simulate(faults={"crash": BEFALLS_FAULTY})
     with child() as it:
         it.open(N, K, M)
-        list(it.measure(M, CONFIGS, 1.0))
+        list(it.measure(M, CONFIGS, 1.0, 2))
     assert [line.split()[1:3] for line in log.read_text().splitlines() if line.split()[0] == "open"] == [
         [str(N), str(K)],
         [str(N), str(K)],
@@ -166,7 +166,7 @@ def test_a_hung_child_does_not_outlive_its_killed_parent(simulate: Simulate) -> 
         "from tilelang_gemm_wrapper.core.tuner.child import Child\n"
         f"it = Child({BENCH!r})\n"
         f"it.open({N}, {K}, {M})\n"
-        f"list(it.measure({M}, [{FAULTY!r}], 1.0))\n"
+        f"list(it.measure({M}, [{FAULTY!r}], 1.0, 2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     wait_until(lambda: "check" in log.read_text())

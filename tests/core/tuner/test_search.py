@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,12 +18,14 @@ from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.entries import winner
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, Timing
 from tilelang_gemm_wrapper.core.tuner.search import (
+    PEERS,
     PROBE_LOSS,
     ShapeRequest,
     ShapeSearch,
     ShapeTimes,
     first_candidates,
     more_candidates,
+    probe_m,
 )
 
 N, K = 4096, 2048
@@ -50,7 +51,7 @@ class Child:
             "warnings": [],
         }
 
-    def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float):
+    def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int):
         for config in configs:
             self.asked.append((M, config, budget_ms))
             if config in self.failing:
@@ -72,19 +73,45 @@ def search(
     return list(ShapeSearch(request, child).run())
 
 
-def test_m_are_added_where_the_winner_changes_and_only_there() -> None:
-    records = search(Child(), (64, 128, 256, 4096), SPACE)
-    probes = {r.M for r in records if isinstance(r, CellDone) and r.probe}
-    times = ShapeTimes(records).decided()
-    wanted = [64, 128, 256, 4096]
-    assert {(low + high) // 2 for low, high in pairwise(wanted)} <= probes
-    for low, high in pairwise(wanted):
-        middle = (low + high) // 2
-        served = times[middle][winner(times[high])]
-        closer = {m for m in probes if low < m < high} - {middle}
-        changes = served > PROBE_LOSS * min(times[middle].values())
-        assert bool(closer) == changes, f"between {low} and {high}: {closer}"
-    assert max(probes) > 2048, "kernels change between 256 and 4096"
+def probes_of(records: Sequence[Record]) -> set[int]:
+    return {record.M for record in records if isinstance(record, CellDone) and record.probe}
+
+
+def served(times: Mapping[int, Mapping[KernelConfig, float]], M: int) -> KernelConfig:
+    return winner(times[min(m for m in times if m >= M)])
+
+
+def test_no_m_in_between_is_left_where_a_choice_may_lose() -> None:
+    wanted = (64, 128, 256, 4096)
+    times = ShapeTimes(search(Child(), wanted, SPACE)).decided()
+    for M in range(64, 4096, 37):
+        suited = [config for config in SPACE if kernel_registry.suits(config, M, N, H200)]
+        best_us = min(true_us(config, M, N, K, H200) for config in (*suited, *PEERS))
+        served_us = true_us(served(times, M), M, N, K, H200)
+        assert served_us <= 1.01 * PROBE_LOSS * best_us, f"M = {M}: {served(times, M)}"
+
+
+def test_no_m_is_added_where_nothing_can_be_lost() -> None:
+    assert not probes_of(search(Child(), (1, 8, 16), SPACE)), "decode is bound by the weights at any M"
+    many = probes_of(search(Child(), (64, 4096), SPACE))
+    assert 0 < len(many) < len(probe_m((64, 4096))) / 2
+
+
+def test_a_peer_that_is_slow_in_between_does_not_serve_there() -> None:
+    class Erratic(Child):
+        """DeepGEMM leads at both ends by far, and loses by far at M of 2049 to 2304."""
+
+        def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int):
+            for outcome in super().measure(M, configs, budget_ms, rounds):
+                if outcome.config.kernel_type == "deep_gemm":
+                    us = true_us(SPACE[-1], M, N, K, H200) * (9.0 if 2048 < M <= 2304 else 0.1)
+                    yield Outcome(outcome.config, Timed(us, us, us, 5), 1.4e-6)
+                else:
+                    yield outcome
+
+    times = ShapeTimes(search(Erratic(), (1024, 4096), SPACE)).decided()
+    for M in range(1025, 4096, 13):
+        assert served(times, M).is_tilelang == (2048 < M <= 2304), M
 
 
 def test_without_probes_only_the_wanted_m_are_timed() -> None:

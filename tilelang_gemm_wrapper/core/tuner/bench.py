@@ -50,7 +50,7 @@ class Bench(Protocol):
     def environment(self) -> dict[str, Any]: ...
     def open(self, N: int, K: int, m_max: int) -> dict[str, Any]: ...
     def check(self, config: KernelConfig, M: int) -> float: ...
-    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float) -> list[Timed]: ...
+    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float, rounds: int) -> list[Timed]: ...
 
 
 class GpuBench:
@@ -148,7 +148,7 @@ class GpuBench:
             raise CandidateError("not_repeatable", f"two runs on the same data differ at M = {M}")
         return deviation
 
-    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float) -> list[Timed]:
+    def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float, rounds: int) -> list[Timed]:
         """Time candidates that `check` has passed, interleaved, on cold weights and column-major scales."""
         from tilelang_gemm_wrapper.core.timing import time_interleaved, why_impossible
 
@@ -160,7 +160,7 @@ class GpuBench:
             for position, config in enumerate(configs)
         }
         try:
-            timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
+            timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms, least_rounds=rounds)
         except Exception as problem:
             raise self._classified(problem) from problem
         timed = []
@@ -233,7 +233,7 @@ def _device() -> Device:
 
 
 def measure(
-    bench: Bench, M: int, configs: Sequence[KernelConfig], budget_ms: float
+    bench: Bench, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Check and time candidates; yields what the parent must know, `at` before each step that may not return.
 
@@ -254,7 +254,7 @@ def measure(
         return
     yield {"at": None}
     try:
-        timings = bench.time([configs[i] for i in errors], M, budget_ms)
+        timings = bench.time([configs[i] for i in errors], M, budget_ms, rounds)
     except CandidateError as problem:
         lost = isinstance(problem, DeviceLostError)
         yield {"failed": None, "kind": problem.kind, "message": str(problem), "lost": lost}

@@ -92,7 +92,9 @@ class Child:
         self._shape = (N, K, m_max)
         return self._open()
 
-    def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float) -> Iterator[Outcome]:
+    def measure(
+        self, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int
+    ) -> Iterator[Outcome]:
         """Check and time candidates of the open shape; one outcome each, as it is known.
 
         Those that pass the check are timed interleaved. Where that kills the child nobody can say whose fault
@@ -109,7 +111,12 @@ class Child:
                 if not self._is_alive():
                     self._open()
                 for answer in self._ask(
-                    {"measure": [asdict(c) for c in batch], "M": M, "budget_ms": budget_ms},
+                    {
+                        "measure": [asdict(c) for c in batch],
+                        "M": M,
+                        "budget_ms": budget_ms,
+                        "rounds": rounds,
+                    },
                     self._limits.step_s,
                 ):
                     if "at" in answer:
@@ -245,7 +252,8 @@ def _serve(bench_name: str) -> None:
                 return
         else:
             configs = [KernelConfig(**fields) for fields in request["measure"]]
-            for answer in measure(bench, request["M"], configs, request["budget_ms"]):
+            sampling = request["budget_ms"], request["rounds"]
+            for answer in measure(bench, request["M"], configs, *sampling):
                 say(**answer)
                 if answer.get("lost"):
                     os._exit(3)  # the CUDA context is gone: ending in order would only raise

@@ -16,6 +16,7 @@ from typing import Literal
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.timing import MIN_ROUNDS
 from tilelang_gemm_wrapper.core.tuner.child import Child
 from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
@@ -37,6 +38,7 @@ _PROBES_AN_OCTAVE = 16  # in between
 _HANDICAP = 0.2  # of each further config of a tile, against the first of other tiles
 _NEIGHBOURS_OF = 2  # the fastest configs of an M whose neighbours are worth compiling
 _WORTH_PROBING = 1.5  # times the fastest: further off a tile is at neither end, if it is best in between
+_QUICK_ROUNDS = 2  # replays: enough to see who leads
 _TIMED_TOGETHER = 24  # graphs that are captured and interleaved at one time
 
 
@@ -189,15 +191,19 @@ def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
 
 def probe_m(m_values: Sequence[int]) -> list[int]:
     """The M between the wanted ones that `decide` may look at."""
-    between = []
-    first, last = min(m_values), max(m_values)
-    M = (first // _LEAST_TOKENS + 1) * _LEAST_TOKENS
+    between, last = [], max(m_values)
+    M = _next_probe(min(m_values))
     while last > M:
         if M not in m_values:
             between.append(M)
-        octave = 1 << M.bit_length() - 1
-        M += min(max(_LEAST_TOKENS, octave // _PROBES_AN_OCTAVE), _TOKEN_TILE)
+        M = _next_probe(M)
     return between
+
+
+def _next_probe(M: int) -> int:
+    octave = 1 << M.bit_length() - 1
+    step = min(max(_LEAST_TOKENS, octave // _PROBES_AN_OCTAVE), _TOKEN_TILE)
+    return (M // step + 1) * step
 
 
 def peer_m(m_values: Sequence[int]) -> list[int]:
@@ -299,11 +305,12 @@ class ShapeSearch:
 
     def _measure(self, M: int, configs: Sequence[KernelConfig], stage: Stage) -> Iterator[Record]:
         request = self._request
-        budget_ms = request.effort.quick_ms if stage == "quick" else request.effort.final_ms
+        effort = request.effort
+        sampling = (effort.quick_ms, _QUICK_ROUNDS) if stage == "quick" else (effort.final_ms, MIN_ROUNDS)
         waiting = [config for config in configs if config not in self._times.failures]
         for start in range(0, len(waiting), _TIMED_TOGETHER):
             together = waiting[start : start + _TIMED_TOGETHER]
-            for outcome in self._child.measure(M, together, budget_ms):
+            for outcome in self._child.measure(M, together, *sampling):
                 record: Record
                 if outcome.timed is None:
                     assert outcome.kind is not None
