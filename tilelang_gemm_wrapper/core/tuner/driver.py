@@ -27,7 +27,6 @@ from tilelang_gemm_wrapper.core.config_file import (
 from tilelang_gemm_wrapper.core.config_loader import choose
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.cluster import (
-    AnyJob,
     Cluster,
     Compiled,
     CompilerLost,
@@ -43,17 +42,19 @@ from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, kept_m, mer
 from tilelang_gemm_wrapper.core.tuner.journal import Journal, environment_key
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing
 from tilelang_gemm_wrapper.core.tuner.search import (
+    DEEP_GEMM,
     ShapeRequest,
     ShapeTimes,
+    deep_gemm_m,
     first_candidates,
     more_candidates,
-    peer_m,
 )
 
 logger = logging.getLogger(__name__)
 
 _AHEAD = 3  # shapes of a device that are in work beyond its number of GPUs: enough to keep the CPUs busy
 _MOST_LOSSES = 2  # GPUs that one shape may lose before it is given up: it may be what kills them
+_WARMED_TOGETHER = 24  # M a job: neighbours mostly share one of DeepGEMM's kernels, each seconds of nvcc
 _RETURN_S = 0.5
 
 Stage = Literal["compiling", "ready", "timing", "waiting"]
@@ -72,7 +73,7 @@ class Shape:
     stage: Stage = "compiling"
     visit: Literal["explore", "decide"] = "explore"
     compiling: set[CompileJob] = field(default_factory=set)
-    warming: WarmupJob | None = None
+    warming: set[WarmupJob] = field(default_factory=set)
     compiled: dict[KernelConfig, None] = field(default_factory=dict)
     losses: int = 0
 
@@ -209,16 +210,21 @@ class Driver:
         timed = {config for by_config in times.quick.values() for config in by_config}
         before = [config for _, config in shape.previous if config.is_tilelang]
         wanted = dict.fromkeys(c for c in (*first, *timed, *before) if c.is_tilelang)
-        shape.warming = WarmupJob(
-            "deep_gemm", shape.N, shape.K, tuple(sorted({*self._m_values, *peer_m(self._m_values)}))
-        )
-        self._compile(shape, [c for c in wanted if c not in times.failures], [shape.warming])
+        self._compile(shape, [c for c in wanted if c not in times.failures])
+        # Behind ours: DeepGEMM's kernels are needed last.
+        m_values = sorted({*self._m_values, *deep_gemm_m(self._m_values)})
+        parts = [
+            m_values[start : start + _WARMED_TOGETHER] for start in range(0, len(m_values), _WARMED_TOGETHER)
+        ]
+        jobs = [WarmupJob(DEEP_GEMM.kernel_type, shape.N, shape.K, tuple(part)) for part in parts]
+        shape.warming = set(jobs)
+        self._cluster.compile(shape.node, jobs)
 
-    def _compile(self, shape: Shape, configs: Sequence[KernelConfig], also: Sequence[AnyJob] = ()) -> None:
+    def _compile(self, shape: Shape, configs: Sequence[KernelConfig]) -> None:
         jobs = [CompileJob(shape.N, shape.K, config, shape.device.arch) for config in configs]
         shape.stage = "compiling"
         shape.compiling = set(jobs)
-        self._cluster.compile(shape.node, [*also, *jobs])
+        self._cluster.compile(shape.node, jobs)
         if not jobs:
             self._next_step(shape)
 
@@ -226,9 +232,10 @@ class Driver:
 
     def _compiled(self, event: Compiled) -> None:
         for shape in self._active:
-            if shape.node == event.node and event.job == shape.warming:
-                shape.warming = None
-                if shape.stage == "waiting":
+            if shape.node == event.node and event.job in shape.warming:
+                assert isinstance(event.job, WarmupJob)
+                shape.warming.discard(event.job)
+                if shape.stage == "waiting" and not shape.warming:
                     shape.stage = "ready"
             elif shape.node == event.node and event.job in shape.compiling:
                 assert isinstance(event.job, CompileJob)

@@ -30,7 +30,8 @@ from tilelang_gemm_wrapper.core.tuner.records import (
     Timing,
 )
 
-PEERS = (KernelConfig("deep_gemm"), KernelConfig("triton"))
+DEEP_GEMM = KernelConfig("deep_gemm")
+PEERS = (DEEP_GEMM, KernelConfig("triton"))
 PROBE_LOSS = 1.03  # what a choice may cost at an M in between, against that M's own best
 _TOKEN_TILE = 64  # where M is large: M that need equally many of these share the tiles of every kernel
 _LEAST_TOKENS = 8  # where it is small: in the smallest tile
@@ -206,8 +207,8 @@ def _next_probe(M: int) -> int:
     return (M // step + 1) * step
 
 
-def peer_m(m_values: Sequence[int]) -> list[int]:
-    """Those of `probe_m` at which the peers are timed in any case: where they may pick other tiles."""
+def deep_gemm_m(m_values: Sequence[int]) -> list[int]:
+    """Those of `probe_m` at which DeepGEMM is timed in any case: where it may pick other tiles."""
     return [M for M in probe_m(m_values) if M % _TOKEN_TILE == 0]
 
 
@@ -227,25 +228,29 @@ class ShapeSearch:
         opened = self._child.open(request.N, request.K, max(request.m_values))
         yield ShapeConditions(request.N, request.K, **{**opened, "warnings": tuple(opened["warnings"])})
         for M in sorted(todo, reverse=True):
-            yield from self._measure(M, self._untimed(M), "quick")
+            if self._explored_as(M) == M:
+                yield from self._measure(M, self._untimed(request.configs, M), "quick")
             if request.visit == "decide":
                 yield from self._decide(M)
         if request.visit == "decide" and request.effort.probes:
-            for M in peer_m(request.m_values):
-                yield from self._measure(M, [c for c in PEERS if c not in self._times.quick[M]], "quick")
+            for M in deep_gemm_m(request.m_values):
+                yield from self._measure(M, self._untimed([DEEP_GEMM], M), "quick")
             for low, high in pairwise(sorted(request.m_values)):
                 yield from self._probe(low, high)
 
-    def _untimed(self, M: int) -> list[KernelConfig]:
-        return [
-            config
-            for config in self._request.configs
-            if config not in self._times.quick[M] and self._may_run(config, M)
-        ]
+    def _untimed(self, configs: Iterable[KernelConfig], M: int) -> list[KernelConfig]:
+        return [c for c in configs if c not in self._times.quick[M] and self._may_run(c, M)]
+
+    def _explored_as(self, M: int) -> int:
+        """The wanted M whose brief timings say who leads at M: few tokens fill one tile or another alike."""
+        if self._request.effort.every_m:
+            return M
+        tile = -(-M // _LEAST_TOKENS)
+        return max([M, *(m for m in self._request.m_values if -(-m // _LEAST_TOKENS) == tile)])
 
     def _decide(self, M: int, probe: bool = False) -> Iterator[Record]:
         """Time the leaders again, with the peers, the file's choice and the next larger M's winner."""
-        leaders = self._times.best_quick(M, self._request.effort.finalists)
+        leaders = self._times.best_quick(self._explored_as(M), self._request.effort.finalists)
         decided = self._times.decided()
         larger = [m for m in decided if m > M]
         beside = [winner(decided[min(larger)])] if larger else []
@@ -276,8 +281,7 @@ class ShapeSearch:
             tiles = dict.fromkeys(
                 config for end in (low, high) for config in self._times.best_of_tiles(end, _WORTH_PROBING)
             )
-            untimed = [c for c in tiles if c not in self._times.quick[middle] and self._may_run(c, middle)]
-            yield from self._measure(middle, untimed, "quick")
+            yield from self._measure(middle, self._untimed(tiles, middle), "quick")
             yield from self._decide(middle, probe=True)
         yield from self._probe(low, middle)
         yield from self._probe(middle, high)
@@ -287,21 +291,15 @@ class ShapeSearch:
     ) -> float:
         """At most how much longer a call with M takes on what serves `high` than on the best for it.
 
-        A kernel of ours takes no less time at a larger M, so both ends bound it. A peer that picks its tiles
-        by M may be far slower or faster than at either end: it has been timed.
+        Kernels take no less time at a larger M, so both ends bound them; but DeepGEMM, which picks its tiles
+        by M, may be far slower or faster than at either end: it has been timed.
         """
-        peers = {config: self._peer_us(config, M, high, at_high) for config in PEERS}
-        served = winner(at_high)
-        served_us = at_high[served] if served.is_tilelang else peers[served]
-        own_us = min((us for config, us in at_low.items() if config.is_tilelang), default=float("inf"))
-        return served_us / min(own_us, *peers.values(), served_us)
-
-    def _peer_us(
-        self, config: KernelConfig, M: int, high: int, at_high: Mapping[KernelConfig, float]
-    ) -> float:
-        """What a peer takes at M: what it takes where the tiles that M needs are full."""
         full = -(-M // _TOKEN_TILE) * _TOKEN_TILE
-        return (self._times.quick[full] if full < high else at_high).get(config, float("inf"))
+        deep_gemm_us = (self._times.quick[full] if full < high else at_high).get(DEEP_GEMM, float("inf"))
+        served = winner(at_high)
+        served_us = deep_gemm_us if served == DEEP_GEMM else at_high[served]
+        others_us = min((us for c, us in at_low.items() if c != DEEP_GEMM), default=float("inf"))
+        return served_us / min(others_us, deep_gemm_us, served_us)
 
     def _measure(self, M: int, configs: Sequence[KernelConfig], stage: Stage) -> Iterator[Record]:
         request = self._request
