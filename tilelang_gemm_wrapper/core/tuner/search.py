@@ -98,7 +98,7 @@ class ShapeTimes:
         """The fastest TileLang config of each tile at M, of tiles that reach `within` times the fastest."""
         times = {**self.quick[M], **self.final[M]}
         own = [config for config in times if config.is_tilelang and config not in self.failures]
-        tiles: dict[tuple[int, int, int], KernelConfig] = {}
+        tiles: dict[tuple[int, int, int, bool], KernelConfig] = {}
         for config in sorted(own, key=lambda config: times[config]):
             tiles.setdefault(_tile(config), config)
         best = list(tiles.values())
@@ -170,7 +170,7 @@ def _varied(predicted: Mapping[KernelConfig, float]) -> list[KernelConfig]:
 
     The model errs by tile: what it says of two configs with one tile is wrong, or right, for both.
     """
-    of_tile: Counter[tuple[int, int, int]] = Counter()
+    of_tile: Counter[tuple[int, int, int, bool]] = Counter()
     handicapped = {}
     for config in sorted(predicted, key=lambda c: predicted[c]):
         handicapped[config] = predicted[config] * (1 + _HANDICAP * of_tile[_tile(config)])
@@ -178,9 +178,9 @@ def _varied(predicted: Mapping[KernelConfig, float]) -> list[KernelConfig]:
     return sorted(handicapped, key=lambda c: handicapped[c])
 
 
-def _tile(config: KernelConfig) -> tuple[int, int, int]:
-    """What decides into how many waves an M falls."""
-    return config.tile_tokens, config.tile_weights, config.split_k
+def _tile(config: KernelConfig) -> tuple[int, int, int, bool]:
+    """What decides into how many waves an M falls, and for which M a config is worth a look."""
+    return config.tile_tokens, config.tile_weights, config.split_k, config.is_swap_ab
 
 
 def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
