@@ -46,7 +46,7 @@ Cells = dict[tuple[int, int], list[int]]
 
 
 def random_cells(shapes: list[tuple[int, int]], count: int, cells: int, seed: int) -> Cells:
-    """`cells` cells over `count` of the shapes: M evenly spread by their logarithm, none of the public ones."""
+    """`cells` over `count` of the shapes: M evenly spread by their logarithm, none of the public ones."""
     draw = random.Random(seed)
     drawn: Cells = {}
     for shape in draw.sample(shapes, min(count, len(shapes))):

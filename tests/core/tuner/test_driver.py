@@ -169,6 +169,19 @@ def test_entries_of_other_m_are_kept(simulate: Simulate, tmp_path: Path) -> None
     assert by_m.get(64) != OLD
 
 
+def test_entries_of_an_earlier_run_s_own_probes_are_replaced(simulate: Simulate, tmp_path: Path) -> None:
+    simulate()
+    path = tmp_path / config_file_name(N, K, H200.name)
+    asked, probed, outside = (Entry(M, OLD) for M in (512, 640, 8192))
+    write_config_file(
+        path, [asked, probed, outside], {"m_wanted": [512, 4096], "tuned_M": [512, 640, 4096, 8192]}
+    )
+    tune(tmp_path, [(N, K)], (64, 1024), effort="quick")
+    by_m = {entry.M: entry.config for entry in written(tmp_path, N, K).entries}
+    assert by_m[512] == by_m[8192] == OLD
+    assert 640 not in by_m
+
+
 def test_a_kept_entry_does_not_take_the_calls_of_a_tuned_m(simulate: Simulate, tmp_path: Path) -> None:
     """64, 80 and 96 could share the entry of 96; with 66 and 90 kept in between, each must have its own."""
     simulate()

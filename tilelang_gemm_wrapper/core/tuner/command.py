@@ -132,10 +132,9 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
         scope.callback(cluster.close)
         devices = sorted({gpu.device.name for gpu in cluster.gpus})
         gpus = len(cluster.gpus)
-        method = {"m_wanted": list(options.m)}
         driver = Driver(
             cluster, shapes, options.m, effort, options.out,
-            resume=options.resume, method=method, listener=display,
+            resume=options.resume, listener=display,
         )  # fmt: skip
         try:
             results = driver.run()

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, WarmupJob
 from tilelang_gemm_wrapper.core.config import KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import (
     ConfigFileError,
     config_file_name,
@@ -116,7 +117,6 @@ class Driver:
         out: Path,
         *,
         resume: bool = False,
-        method: Mapping[str, object] | None = None,
         listener: Listener | None = None,
         make_model: Callable[[Device], CostModel] = CostModel,
     ) -> None:
@@ -124,7 +124,6 @@ class Driver:
         self._m_values = tuple(sorted(set(m_values)))
         self._effort = effort
         self._out = out
-        self._method = dict(method or {})
         self._listener = listener or Listener()
         self._journal = Journal(out)
         self._environments = {gpu.device.name: gpu.environment for gpu in cluster.gpus}
@@ -369,8 +368,9 @@ class Driver:
         times = ShapeTimes(shape.records).decided()
         path = self._out / config_file_name(shape.N, shape.K, shape.device.name)
         # Read again: someone may have edited the file since the run began.
-        before = _entries_of(path, shape)
-        entries = choose_entries(times, shape.N, shape.K, kept_m(before, sorted(times)))
+        before, metadata_before = _file_in_place(path, shape)
+        touched = sorted({*times, *self._probed_before(metadata_before)})
+        entries = choose_entries(times, shape.N, shape.K, kept_m(before, touched))
         if not entries:
             self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
             return None
@@ -379,17 +379,21 @@ class Driver:
             "date": datetime.now(timezone.utc).date().isoformat(),
             "method": "cold weights, CUDA graph, interleaved, median, column-major A_scale",
             "effort": self._effort.name,
+            "m_wanted": list(self._m_values),
             "tuned_M": sorted(times),
-            **self._method,
             **environment,
         }
-        write_config_file(path, merged(entries, before, sorted(times)), metadata)
+        write_config_file(path, merged(entries, before, touched), metadata)
         return path
 
+    def _probed_before(self, metadata: Mapping[str, Any]) -> set[int]:
+        """M that nobody asked for: an earlier run's looks between its own M, where this run has looked."""
+        probed = set(metadata.get("tuned_M", ())) - set(metadata.get("m_wanted", ()))
+        return {M for M in probed if self._m_values[0] <= M <= self._m_values[-1]}
+
     def _previous(self, N: int, K: int, device: Device) -> tuple[tuple[int, KernelConfig], ...]:
-        entries = _entries_of(
-            self._out / config_file_name(N, K, device.name), Shape(N, K, device, "", [], ())
-        )
+        path = self._out / config_file_name(N, K, device.name)
+        entries, _ = _file_in_place(path, Shape(N, K, device, "", [], ()))
         chosen = ((M, choose(entries, M)) for M in self._m_values)
         return tuple((M, entry.config) for M, entry in chosen if entry is not None)
 
@@ -423,10 +427,12 @@ def _compile_failure(job: CompileJob, failure: CompileFailure) -> Failure:
     return Failure(job.N, job.K, None, job.config, kind, failure.message[:300])
 
 
-def _entries_of(path: Path, shape: Shape):
-    """The usable entries of the file in place, none where there is none."""
+def _file_in_place(path: Path, shape: Shape) -> tuple[tuple[Entry, ...], Mapping[str, Any]]:
+    """Its usable entries and its metadata; nothing where there is none."""
     try:
-        entries = parse_config_file(path, shape.N, shape.K, shape.device).entries
+        file = parse_config_file(path, shape.N, shape.K, shape.device)
     except ConfigFileError:
-        return ()
-    return tuple(e for e in entries if why_invalid(e.config, shape.N, shape.K, shape.device) is None)
+        return (), {}
+    return tuple(
+        e for e in file.entries if why_invalid(e.config, shape.N, shape.K, shape.device) is None
+    ), file.metadata
