@@ -156,17 +156,14 @@ def write_plot(path: Path, results: Sequence[ShapeResult]) -> None:
             ("Triton", "#8d6b94", dict.fromkeys(times, _TRITON)),
             ("before", "0.6", dict(result.previous)),
         ):
-            points = [(M, us) for M in sorted(times) if (us := times[M].get(config_at.get(M, _DEEP_GEMM)))]
-            if label == "before" and not result.previous:
-                continue
-            panel.plot(
-                *zip(*points, strict=True) if points else ((), ()), marker=".", label=label, color=color
-            )
+            points = [(M, us) for M in sorted(times) if M in config_at and (us := times[M].get(config_at[M]))]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker=".", label=label, color=color)
         panel.set(xscale="log", yscale="log", title=f"N={result.N}, K={result.K}", xlabel="M (tokens)")
         panel.grid(alpha=0.3)
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     panels[0].set_ylabel("µs a launch, cold weights")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    handles = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=100)
