@@ -111,3 +111,17 @@ def test_with_no_gpu_left_the_run_ends_and_names_the_way_on(simulate: Simulate, 
     gpus = [Gpu("GPU 0", "one", 30), Gpu("GPU 1", "one", 40)]
     with pytest.raises(RuntimeError, match=r"no GPU of NVIDIA_H200 is left.*--resume"):
         tune(tmp_path, [Compiler("one")], gpus, Recorder())
+
+
+def test_shapes_of_another_device_go_on_where_the_last_gpu_of_one_is_lost(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(by_gpu={"other": {"device": "NVIDIA_H100_80GB_HBM3"}})
+    h200 = Gpu("GPU 0", "one", 5)
+    monkeypatch.setenv("SIMULATED_NODE", "other")
+    h100 = Gpu("GPU 1", "other")
+    listener = Recorder()
+    results = tune(tmp_path, [Compiler("one"), Compiler("other")], [h200, h100], listener)
+    assert sorted((r.N, r.K) for r in results if r.device == h100.device and r.path) == SHAPES
+    assert sorted((r.N, r.K) for r in results if r.device == h200.device and not r.path) == SHAPES
+    assert any("no GPU of NVIDIA_H200 is left" in warning for warning in listener.warnings)

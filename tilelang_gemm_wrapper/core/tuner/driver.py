@@ -10,22 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, WarmupJob
-from tilelang_gemm_wrapper.core.config import KernelConfig, why_invalid
-from tilelang_gemm_wrapper.core.config_entry import Entry
-from tilelang_gemm_wrapper.core.config_file import (
-    ConfigFileError,
-    config_file_name,
-    parse_config_file,
-    write_config_file,
-)
-from tilelang_gemm_wrapper.core.config_loader import choose
+from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.cluster import (
     Cluster,
@@ -39,7 +30,6 @@ from tilelang_gemm_wrapper.core.tuner.cluster import (
 )
 from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
-from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, kept_m, merged
 from tilelang_gemm_wrapper.core.tuner.journal import Journal, environment_key
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing
 from tilelang_gemm_wrapper.core.tuner.search import (
@@ -50,6 +40,7 @@ from tilelang_gemm_wrapper.core.tuner.search import (
     first_candidates,
     more_candidates,
 )
+from tilelang_gemm_wrapper.core.tuner.tables import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +114,7 @@ class Driver:
         self._cluster = cluster
         self._m_values = tuple(sorted(set(m_values)))
         self._effort = effort
-        self._out = out
+        self._tables = Tables(out, self._m_values, effort)
         self._listener = listener or Listener()
         self._journal = Journal(out)
         self._environments = {gpu.device.name: gpu.environment for gpu in cluster.gpus}
@@ -191,7 +182,7 @@ class Driver:
 
     def _start(self, N: int, K: int, device: Device, node: str) -> None:
         records = list(self._known.get((N, K, device.name), ()))
-        shape = Shape(N, K, device, node, records, self._previous(N, K, device))
+        shape = Shape(N, K, device, node, records, self._tables.choices(N, K, device))
         self._active.append(shape)
         times = ShapeTimes(records)
         if all(times.is_done(M, self._effort) for M in self._m_values):
@@ -336,17 +327,27 @@ class Driver:
 
     def _move(self, shape: Shape) -> None:
         """Have another GPU, perhaps of another node, take the shape from what is known of it."""
-        left = [gpu for gpu in self._cluster.gpus if gpu.device.name == shape.device.name]
-        if not left:
-            raise RuntimeError(
-                f"no GPU of {shape.device.name} is left; {len(self._results)} shapes are written, and "
-                f"--resume goes on from the journal {self._journal.path}"
-            )
+        if not any(gpu.device.name == shape.device.name for gpu in self._cluster.gpus):
+            self._abandon(shape.device)
+            return
         if shape.losses > _MOST_LOSSES:
             self._give_up(shape, f"it has lost {shape.losses} GPUs")
             return
         shape.node = self._node_for(shape.device.name)
         self._begin_compiling(shape)
+
+    def _abandon(self, device: Device) -> None:
+        """The last GPU of a device is lost: its shapes are given up, and those of other devices go on."""
+        why = f"no GPU of {device.name} is left; --resume goes on from the journal {self._journal.path}"
+        if not self._cluster.gpus:
+            written = sum(result.path is not None for result in self._results)
+            raise RuntimeError(f"{why}; {written} shapes are written")
+        for shape in [shape for shape in self._active if shape.device == device]:
+            self._give_up(shape, why)
+        while self._queues[device.name]:
+            N, K = self._queues[device.name].popleft()
+            records = tuple(self._known.get((N, K, device.name), ()))
+            self._results.append(ShapeResult(N, K, device, records, None, ()))
 
     def _give_up(self, shape: Shape, why: str) -> None:
         self._listener.warned(f"{shape.name} is given up, and its file left as it was: {why}")
@@ -359,43 +360,13 @@ class Driver:
 
     def _conclude(self, shape: Shape) -> None:
         self._active.remove(shape)
-        path = self._write(shape)
+        environment = self._environments[shape.device.name]
+        path = self._tables.write(shape.N, shape.K, shape.device, shape.records, environment)
+        if path is None:
+            self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
         result = ShapeResult(shape.N, shape.K, shape.device, tuple(shape.records), path, shape.previous)
         self._results.append(result)
         self._listener.finished(result)
-
-    def _write(self, shape: Shape) -> Path | None:
-        times = ShapeTimes(shape.records).decided()
-        path = self._out / config_file_name(shape.N, shape.K, shape.device.name)
-        # Read again: someone may have edited the file since the run began.
-        before, metadata_before = _file_in_place(path, shape)
-        touched = sorted({*times, *self._probed_before(metadata_before)})
-        entries = choose_entries(times, shape.N, shape.K, kept_m(before, touched))
-        if not entries:
-            self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
-            return None
-        environment = self._environments[shape.device.name]
-        metadata = {
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "method": "cold weights, CUDA graph, interleaved, median, column-major A_scale",
-            "effort": self._effort.name,
-            "m_wanted": list(self._m_values),
-            "tuned_M": sorted(times),
-            **environment,
-        }
-        write_config_file(path, merged(entries, before, touched), metadata)
-        return path
-
-    def _probed_before(self, metadata: Mapping[str, Any]) -> set[int]:
-        """M that nobody asked for: an earlier run's looks between its own M, where this run has looked."""
-        probed = set(metadata.get("tuned_M", ())) - set(metadata.get("m_wanted", ()))
-        return {M for M in probed if self._m_values[0] <= M <= self._m_values[-1]}
-
-    def _previous(self, N: int, K: int, device: Device) -> tuple[tuple[int, KernelConfig], ...]:
-        path = self._out / config_file_name(N, K, device.name)
-        entries, _ = _file_in_place(path, Shape(N, K, device, "", [], ()))
-        chosen = ((M, choose(entries, M)) for M in self._m_values)
-        return tuple((M, entry.config) for M, entry in chosen if entry is not None)
 
     def _known_records(self, resume: bool) -> dict[tuple[int, int, str], list[Record]]:
         """Fit the cost models on the whole journal; return what to resume from, by shape and device."""
@@ -425,14 +396,3 @@ def _compile_failure(job: CompileJob, failure: CompileFailure) -> Failure:
         "compile_timeout" if failure.timed_out else "compile_error"
     )
     return Failure(job.N, job.K, None, job.config, kind, failure.message[:300])
-
-
-def _file_in_place(path: Path, shape: Shape) -> tuple[tuple[Entry, ...], Mapping[str, Any]]:
-    """Its usable entries and its metadata; nothing where there is none."""
-    try:
-        file = parse_config_file(path, shape.N, shape.K, shape.device)
-    except ConfigFileError:
-        return (), {}
-    return tuple(
-        e for e in file.entries if why_invalid(e.config, shape.N, shape.K, shape.device) is None
-    ), file.metadata
