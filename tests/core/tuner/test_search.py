@@ -12,21 +12,14 @@ from tuning_runs import H200
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.tuner.bench import Timed
+from tilelang_gemm_wrapper.core.tuner.candidates import first_candidates, more_candidates
 from tilelang_gemm_wrapper.core.tuner.child import Outcome
 from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.entries import winner
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, Timing
-from tilelang_gemm_wrapper.core.tuner.search import (
-    PEERS,
-    PROBE_LOSS,
-    ShapeRequest,
-    ShapeSearch,
-    ShapeTimes,
-    first_candidates,
-    more_candidates,
-    probe_m,
-)
+from tilelang_gemm_wrapper.core.tuner.search import PEERS, PROBE_LOSS, ShapeRequest, ShapeSearch, probe_m
+from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 
 N, K = 4096, 2048
 SPACE = list(kernel_registry.search_space(N, K, H200))

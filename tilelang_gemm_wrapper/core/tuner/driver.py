@@ -18,6 +18,7 @@ from typing import Literal
 from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, WarmupJob
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.tuner.candidates import first_candidates, more_candidates
 from tilelang_gemm_wrapper.core.tuner.cluster import (
     Cluster,
     Compiled,
@@ -32,14 +33,8 @@ from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.journal import Journal, environment_key
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing
-from tilelang_gemm_wrapper.core.tuner.search import (
-    DEEP_GEMM,
-    ShapeRequest,
-    ShapeTimes,
-    deep_gemm_m,
-    first_candidates,
-    more_candidates,
-)
+from tilelang_gemm_wrapper.core.tuner.search import DEEP_GEMM, ShapeRequest, deep_gemm_m
+from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 from tilelang_gemm_wrapper.core.tuner.tables import Tables
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from tilelang_gemm_wrapper.core.results import gemm_flops
 from tilelang_gemm_wrapper.core.tuner.driver import ShapeResult
 from tilelang_gemm_wrapper.core.tuner.entries import Times, choose_entries
 from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
-from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
+from tilelang_gemm_wrapper.core.tuner.search import DEEP_GEMM, TRITON
+from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 from tilelang_gemm_wrapper.core.whole_file import replacing
 
 CONFIG_FIELDS = ("kernel_type", "block_M", "block_N", "num_stages", "threads", "split_k")  # in the CSV
@@ -26,7 +27,6 @@ _COLUMNS = (
     "device", "N", "K", "M", *CONFIG_FIELDS,
     "stage", "p20_us", "p50_us", "p80_us", "replays", "error", "failure", "message",
 )  # fmt: skip
-_DEEP_GEMM, _TRITON = KernelConfig("deep_gemm"), KernelConfig("triton")
 
 HEADER = (
     "M", "kernel", "µs", "TFLOPS", "% of floor", "× DeepGEMM", "× Triton", "× before"
@@ -53,8 +53,8 @@ def rows_of(result: ShapeResult) -> list[tuple[str, ...]]:
                 f"{us:.2f}",
                 f"{gemm_flops(M, result.N, result.K) / us / 1e6:.1f}",
                 f"{100 * floors[-1] / us:.0f}" if floors else "-",
-                ratio(_DEEP_GEMM),
-                ratio(_TRITON),
+                ratio(DEEP_GEMM),
+                ratio(TRITON),
                 ratio(before.get(M)),
             )
         )
@@ -152,8 +152,8 @@ def write_plot(path: Path, results: Sequence[ShapeResult]) -> None:
         times = ShapeTimes(result.records).decided()
         for label, color, config_at in (
             ("tuned", "#d1495b", _dispatched(result, times)),
-            ("DeepGEMM", "#30638e", dict.fromkeys(times, _DEEP_GEMM)),
-            ("Triton", "#8d6b94", dict.fromkeys(times, _TRITON)),
+            ("DeepGEMM", "#30638e", dict.fromkeys(times, DEEP_GEMM)),
+            ("Triton", "#8d6b94", dict.fromkeys(times, TRITON)),
             ("before", "0.6", dict(result.previous)),
         ):
             points = [(M, us) for M in sorted(times) if M in config_at and (us := times[M].get(config_at[M]))]

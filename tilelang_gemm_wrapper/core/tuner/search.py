@@ -7,7 +7,6 @@ wanted M, wherever what a call there would be served may lose to something else.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,10 +14,8 @@ from typing import Literal
 
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.timing import MIN_ROUNDS
 from tilelang_gemm_wrapper.core.tuner.child import Child
-from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.entries import winner
 from tilelang_gemm_wrapper.core.tuner.records import (
@@ -29,15 +26,15 @@ from tilelang_gemm_wrapper.core.tuner.records import (
     Stage,
     Timing,
 )
+from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 
 DEEP_GEMM = KernelConfig("deep_gemm")
-PEERS = (DEEP_GEMM, KernelConfig("triton"))
+TRITON = KernelConfig("triton")
+PEERS = (DEEP_GEMM, TRITON)
 PROBE_LOSS = 1.03  # what a choice may cost at an M in between, against that M's own best
 _TOKEN_TILE = 64  # where M is large: M that need equally many of these share the tiles of every kernel
 _LEAST_TOKENS = 8  # where it is small: in the smallest tile
 _PROBES_AN_OCTAVE = 16  # in between
-_HANDICAP = 0.2  # of each further config of a tile, against the first of other tiles
-_NEIGHBOURS_OF = 2  # the fastest configs of an M whose neighbours are worth compiling
 _WORTH_PROBING = 1.5  # times the fastest: further off a tile is at neither end, if it is best in between
 _QUICK_ROUNDS = 2  # replays: enough to see who leads
 _TIMED_TOGETHER = 24  # graphs that are captured and interleaved at one time
@@ -56,138 +53,6 @@ class ShapeRequest:
     visit: Literal["explore", "decide"]
     known: tuple[Record, ...] = ()
     previous: tuple[tuple[int, KernelConfig], ...] = ()
-
-
-class ShapeTimes:
-    """The records of one (N, K), by M and stage."""
-
-    def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.quick: dict[int, dict[KernelConfig, float]] = defaultdict(dict)
-        self.final: dict[int, dict[KernelConfig, float]] = defaultdict(dict)
-        self.failures: dict[KernelConfig, Failure] = {}
-        self.done: dict[int, CellDone] = {}
-        for record in records:
-            self.add(record)
-
-    def add(self, record: Record) -> None:
-        if isinstance(record, Timing):
-            stage = self.quick if record.stage == "quick" else self.final
-            stage[record.M][record.config] = record.p50_us
-        elif isinstance(record, Failure):
-            self.failures[record.config] = record
-        elif isinstance(record, CellDone):
-            self.done[record.M] = record
-
-    def decided(self) -> dict[int, dict[KernelConfig, float]]:
-        """The final times of each M that was searched to its end, without what later proved wrong."""
-        times = {
-            M: {config: us for config, us in self.final[M].items() if config not in self.failures}
-            for M in self.done
-        }
-        return {M: by_config for M, by_config in times.items() if by_config}
-
-    def is_done(self, M: int, effort: Effort) -> bool:
-        """Whether M was searched to its end, and as thoroughly as `effort`."""
-        return M in self.done and self.done[M].effort == effort.name
-
-    def best_quick(self, M: int, count: int) -> list[KernelConfig]:
-        times = self.quick[M]
-        return sorted((c for c in times if c not in self.failures), key=lambda c: times[c])[:count]
-
-    def best_of_tiles(self, M: int, within: float) -> list[KernelConfig]:
-        """The fastest TileLang config of each tile at M, of tiles that reach `within` times the fastest."""
-        times = {**self.quick[M], **self.final[M]}
-        own = [config for config in times if config.is_tilelang and config not in self.failures]
-        tiles: dict[tuple[int, int, int, bool], KernelConfig] = {}
-        for config in sorted(own, key=lambda config: times[config]):
-            tiles.setdefault(_tile(config), config)
-        best = list(tiles.values())
-        return [config for config in best if times[config] <= within * times[best[0]]]
-
-
-def first_candidates(
-    N: int, K: int, m_values: Sequence[int], device: Device, model: CostModel, effort: Effort
-) -> list[KernelConfig]:
-    """What to compile first: the promising two thirds of what the effort allows."""
-    space = list(kernel_registry.search_space(N, K, device))
-    cells = [(M, [c for c in space if kernel_registry.suits(c, M, N, device)]) for M in m_values]
-    return most_of(space, cells, model, N, K, effort.kernels * 2 // 3)
-
-
-def more_candidates(
-    N: int,
-    K: int,
-    m_values: Sequence[int],
-    device: Device,
-    model: CostModel,
-    effort: Effort,
-    seen: ShapeTimes,
-) -> list[KernelConfig]:
-    """What to compile next: neighbours of each M's fastest so far, those that the model likes best."""
-    tried = {config for times in seen.quick.values() for config in times} | seen.failures.keys()
-    room = effort.kernels - len([config for config in tried if config.is_tilelang])
-    untried = [config for config in kernel_registry.search_space(N, K, device) if config not in tried]
-    cells = []
-    for M in m_values:
-        fastest = seen.best_quick(M, _NEIGHBOURS_OF)
-        cells.append(
-            (
-                M,
-                [
-                    config
-                    for config in untried
-                    if kernel_registry.suits(config, M, N, device)
-                    and any(_are_neighbours(config, leader) for leader in fastest)
-                ],
-            )
-        )
-    near = list(dict.fromkeys(config for _, configs in cells for config in configs))
-    return most_of(near, cells, model, N, K, max(0, room))
-
-
-def most_of(
-    space: Sequence[KernelConfig],
-    cells: Sequence[tuple[int, Sequence[KernelConfig]]],
-    model: CostModel,
-    N: int,
-    K: int,
-    most: int,
-) -> list[KernelConfig]:
-    """At most `most` of `space`: the model's first choice of each M, then the second of each, and so on."""
-    if len(space) <= most:
-        return list(space)
-    ranked = [_varied({c: model.predict(c, M, N, K) for c in suited}) for M, suited in cells]
-    chosen: dict[KernelConfig, None] = {}
-    for rank in range(max(map(len, ranked), default=0)):
-        for order in ranked:
-            if rank < len(order) and len(chosen) < most:
-                chosen.setdefault(order[rank])
-    return list(chosen)
-
-
-def _varied(predicted: Mapping[KernelConfig, float]) -> list[KernelConfig]:
-    """Fastest first, but one more config of a tile has to promise more than the first of another tile.
-
-    The model errs by tile: what it says of two configs with one tile is wrong, or right, for both.
-    """
-    of_tile: Counter[tuple[int, int, int, bool]] = Counter()
-    handicapped = {}
-    for config in sorted(predicted, key=lambda c: predicted[c]):
-        handicapped[config] = predicted[config] * (1 + _HANDICAP * of_tile[_tile(config)])
-        of_tile[_tile(config)] += 1
-    return sorted(handicapped, key=lambda c: handicapped[c])
-
-
-def _tile(config: KernelConfig) -> tuple[int, int, int, bool]:
-    """What decides into how many waves an M falls, and for which M a config is worth a look."""
-    return config.tile_tokens, config.tile_weights, config.split_k, config.is_swap_ab
-
-
-def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
-    """Whether they differ in one thing: a side of the tile, which operand comes first, the threads, the
-    ring, or the split of K."""
-    roles = ("tile_tokens", "tile_weights", "is_swap_ab", "threads", "num_stages", "split_k")
-    return sum(getattr(one, name) != getattr(other, name) for name in roles) == 1
 
 
 def probe_m(m_values: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, kept_m, merged
 from tilelang_gemm_wrapper.core.tuner.records import Record
-from tilelang_gemm_wrapper.core.tuner.search import ShapeTimes
+from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 
 
 class Tables:
