@@ -87,10 +87,13 @@ def test_the_entries_are_the_fewest(times: Times, kept: set[int]) -> None:
 
 
 @given(tables([*OWN, DEEP_GEMM, TRITON]))
-def test_a_peer_gets_an_entry_only_where_it_wins(times: Times) -> None:
-    for entry in choose_entries(times, N, K):
-        if not entry.config.is_tilelang:
-            assert not winner(times[entry.M]).is_tilelang
+@example({1: {OWN[0]: 101.5, DEEP_GEMM: 100.0}, 2: {OWN[0]: 110.0, DEEP_GEMM: 100.0}})
+def test_a_peer_serves_only_m_that_it_wins(times: Times) -> None:
+    entries = choose_entries(times, N, K)
+    for M, measured in times.items():
+        entry = choose(entries, M)
+        assert entry is not None
+        assert entry.config.is_tilelang or not winner(measured).is_tilelang
 
 
 def test_an_entry_tells_its_time() -> None:

@@ -39,12 +39,8 @@ def choose_entries(times: Times, N: int, K: int, kept: Sequence[int] = ()) -> li
     while at < len(descending):
         M = descending[at]
         floor = max((m for m in kept if m < M), default=0)
-        limits = [(m, SHARE * times[m][winner(times[m])]) for m in descending[at:] if m > floor]
-        own = winner(times[M])
-        reach = {own: _reach(own, limits, times)}
-        for config, us in times[M].items():
-            if us <= limits[0][1] and (config.is_tilelang or not own.is_tilelang):
-                reach[config] = _reach(config, limits, times)
+        below = [m for m in descending[at:] if m > floor]
+        reach = {config: _reach(config, below, times) for config in times[M]}
         config = max(reach, key=lambda c: (reach[c], -times[M][c]))
         entries.append(entry(M, config, times[M][config], N, K))
         at += reach[config]
@@ -55,11 +51,14 @@ def entry(M: int, config: KernelConfig, us: float, N: int, K: int) -> Entry:
     return Entry(M, config, round(us / 1e3, 6), round(2 * M * N * K / us / 1e6, 1))
 
 
-def _reach(config: KernelConfig, limits: Sequence[tuple[int, float]], times: Times) -> int:
-    """How many of the M, downwards, `config` serves within their limits; at least the first."""
-    count = 1
-    for m, limit in limits[1:]:
-        if times[m].get(config, float("inf")) > limit:
+def _reach(config: KernelConfig, descending: Sequence[int], times: Times) -> int:
+    """How many of the M, from the first downwards, `config` serves as well as their winners, nearly."""
+    count = 0
+    for M in descending:
+        best = winner(times[M])
+        # A peer in the place of a kernel of ours that is as fast could be far slower at an M in between.
+        serves = config.is_tilelang or not best.is_tilelang
+        if not serves or times[M].get(config, float("inf")) > SHARE * times[M][best]:
             break
         count += 1
     return count
