@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,14 @@ from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.entries import winner
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, Timing
-from tilelang_gemm_wrapper.core.tuner.search import PEERS, PROBE_LOSS, ShapeRequest, ShapeSearch, probe_m
+from tilelang_gemm_wrapper.core.tuner.search import (
+    DEEP_GEMM,
+    PEERS,
+    PROBE_LOSS,
+    ShapeRequest,
+    ShapeSearch,
+    probe_m,
+)
 from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes
 
 N, K = 4096, 2048
@@ -90,21 +97,39 @@ def test_no_m_is_added_where_nothing_can_be_lost() -> None:
     assert 0 < len(many) < len(probe_m((64, 4096))) / 2
 
 
+class DeepGemmOf(Child):
+    """DeepGEMM takes `us(M)`."""
+
+    def __init__(self, us: Callable[[int], float]) -> None:
+        super().__init__()
+        self.us = us
+
+    def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int):
+        for outcome in super().measure(M, configs, budget_ms, rounds):
+            us = self.us(M)
+            yield Outcome(DEEP_GEMM, Timed(us, us, us, 5)) if outcome.config == DEEP_GEMM else outcome
+
+
 def test_a_peer_that_is_slow_in_between_does_not_serve_there() -> None:
-    class Erratic(Child):
-        """DeepGEMM leads at both ends by far, and loses by far at M of 2049 to 2304."""
-
-        def measure(self, M: int, configs: Sequence[KernelConfig], budget_ms: float, rounds: int):
-            for outcome in super().measure(M, configs, budget_ms, rounds):
-                if outcome.config.kernel_type == "deep_gemm":
-                    us = true_us(SPACE[-1], M, N, K, H200) * (9.0 if 2048 < M <= 2304 else 0.1)
-                    yield Outcome(outcome.config, Timed(us, us, us, 5), 1.4e-6)
-                else:
-                    yield outcome
-
-    times = ShapeTimes(search(Erratic(), (1024, 4096), SPACE)).decided()
+    erratic = DeepGemmOf(lambda M: 100.0 if 2048 < M <= 2304 else 1.0)
+    times = ShapeTimes(search(erratic, (1024, 4096), SPACE)).decided()
     for M in range(1025, 4096, 13):
         assert served(times, M).is_tilelang == (2048 < M <= 2304), M
+
+
+def test_where_a_peer_leads_at_all_its_tiles_nothing_is_looked_at() -> None:
+    assert not probes_of(search(DeepGemmOf(lambda M: 1.0), (64, 128, 1024), SPACE))
+
+
+def test_few_tokens_are_explored_by_the_most_that_fill_their_tile() -> None:
+    """All the same each has leaders to be timed again, and `full` explores each for itself."""
+    few = (1, 3, 8, 12, 16, 24)
+    for effort, explored in (("standard", {8, 16, 24}), ("full", set(few))):
+        child = Child()
+        records = search(child, few, SPACE, effort=effort)
+        times = ShapeTimes(records)
+        assert {M for M in few if any(c.is_tilelang for c in times.quick[M])} == explored
+        assert all(len([c for c in times.decided()[M] if c.is_tilelang]) >= 3 for M in few)
 
 
 def test_without_probes_only_the_wanted_m_are_timed() -> None:
