@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TextIO
 
 _WATCH_S = 0.5  # between a child's looks at whether its parent is there
 
@@ -39,13 +40,17 @@ def kill(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def end_with_parent() -> None:
-    """Called first in a process of `start`: have it end, with all that it has started, when its parent does.
+def begin() -> TextIO:
+    """Called first in a process of `start`; returns where its answers go, a line each.
 
-    A killed parent kills nobody: a hung candidate would keep the GPU from the run that resumes, and a hung
-    nvcc would stay for ever.
+    Compilers and libraries print, so only answers reach the pipe that was standard output. And the process
+    ends, with all that it has started, when its parent does. A killed parent kills nobody: a hung candidate
+    would keep the GPU from the run that resumes, and a hung nvcc would stay for ever.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
 
 
 def _watch(parent: int) -> None:

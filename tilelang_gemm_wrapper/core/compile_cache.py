@@ -182,10 +182,7 @@ def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> No
 
 def _serve_jobs() -> None:
     """Worker process: compile each job of standard input, answer one JSON line each."""
-    child_process.end_with_parent()
-    # Compilers print; only answers may reach the pipe.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = child_process.begin()
     for line in sys.stdin:
         error = None
         try:
@@ -197,7 +194,6 @@ def _serve_jobs() -> None:
         except Exception as problem:  # whatever a compiler raises is this job's failure, not the worker's
             error = f"{type(problem).__name__}: {problem}"
         answers.write(json.dumps({"error": error}) + "\n")
-        answers.flush()
 
 
 def _warm_backend(job: WarmupJob) -> None:

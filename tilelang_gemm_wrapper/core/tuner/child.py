@@ -228,9 +228,7 @@ class Child:
 
 def _serve(bench_name: str) -> None:
     """The child: one request a line on standard input, answers on what was standard output."""
-    child_process.end_with_parent()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # compilers and libraries print; only answers may reach the pipe
+    answers = child_process.begin()
 
     def say(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
