@@ -37,6 +37,7 @@ from tilelang_gemm_wrapper.core.tuner.driver import ShapeResult
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.report import CONFIG_FIELDS, write_csv
 from tilelang_gemm_wrapper.core.tuner.search import PEERS, ShapeRequest, ShapeSearch
+from tilelang_gemm_wrapper.core.whole_file import replacing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
 COLUMNS = ("N", "K", "M", "dispatched", "dispatched_us", "best", "best_us", "dispatched_over_best")
@@ -46,12 +47,20 @@ Cells = dict[tuple[int, int], list[int]]
 
 
 def random_cells(shapes: list[tuple[int, int]], count: int, cells: int, seed: int) -> Cells:
-    """`cells` over `count` of the shapes: M evenly spread by their logarithm, none of the public ones."""
+    """`cells` over `count` of the shapes: M evenly spread by their logarithm, none of the public ones.
+
+    Raises ValueError where there are not as many shapes, or M.
+    """
+    each, off_grid = cells // max(count, 1), max(PUBLIC_M) - len(PUBLIC_M)
+    if not (0 < count <= len(shapes) and 0 < each <= off_grid):
+        raise ValueError(
+            f"{cells} cells of {count} shapes: take 1 to {len(shapes)} shapes, 1 to {off_grid} cells each"
+        )
     draw = random.Random(seed)
     drawn: Cells = {}
-    for shape in draw.sample(shapes, min(count, len(shapes))):
+    for shape in draw.sample(shapes, count):
         m_values: set[int] = set()
-        while len(m_values) < cells // min(count, len(shapes)):
+        while len(m_values) < each:
             m_values |= {round(max(PUBLIC_M) ** draw.random())} - set(PUBLIC_M)
         drawn[shape] = sorted(m_values)
     return drawn
@@ -131,7 +140,7 @@ def compare(exhaustive: Path, configs: Path | None, budget_ms: float) -> int:
                  f"{times[fastest]:.3f}", f"{ratios[-1]:.4f}")
             )  # fmt: skip
     path = exhaustive.with_name("choices.csv")
-    with path.open("w", newline="") as file:
+    with replacing(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         table.writerows(rows)
@@ -157,8 +166,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.step == "compare":
         return compare(options.exhaustive, options.configs, options.budget_ms)
-    shapes = list(models.shapes_of(options.shapes))
-    explore(random_cells(shapes, options.count, options.cells, options.seed), options.exhaustive)
+    try:
+        cells = random_cells(
+            list(models.shapes_of(options.shapes)), options.count, options.cells, options.seed
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    explore(cells, options.exhaustive)
     return 0
 
 

@@ -38,6 +38,12 @@ def test_cells_are_as_many_as_asked_off_the_grid_and_the_same_for_a_seed(check_c
         assert 1024 < max(m_values) < 8192
 
 
+@pytest.mark.parametrize(("count", "cells"), [(0, 200), (26, 200), (5, 4), (1, 8170)])
+def test_cells_that_cannot_be_drawn_are_refused(check_choices, count, cells):
+    with pytest.raises(ValueError, match=f"{cells} cells of {count} shapes: take 1 to 25 shapes"):
+        check_choices.random_cells(list(PUBLIC_SHAPES), count, cells, 0)
+
+
 def test_only_timed_configs_of_ours_off_the_grid_are_read(check_choices, tmp_path):
     N, K = PUBLIC_SHAPES[0]
     ours, other = KernelConfig("swapAB", 64, 8, num_stages=4, threads=128), KernelConfig("base", 64, 64)
