@@ -7,7 +7,7 @@ row-major scales as well, and twice; only what is right, stays inside and repeat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -69,8 +69,6 @@ class GpuBench:
         return self._device
 
     def environment(self) -> dict[str, Any]:
-        from dataclasses import asdict
-
         from tilelang_gemm_wrapper.core.bench_measure import Environment
         from tilelang_gemm_wrapper.core.compile_cache import code_version
         from tilelang_gemm_wrapper.core.conditions import record_conditions
@@ -260,11 +258,4 @@ def measure(
         yield {"failed": None, "kind": problem.kind, "message": str(problem), "lost": lost}
         return
     for (i, error), timing in zip(errors.items(), timings, strict=True):
-        yield {
-            "timed": i,
-            "p20_us": timing.p20_us,
-            "p50_us": timing.p50_us,
-            "p80_us": timing.p80_us,
-            "replays": timing.replays,
-            "error": error,
-        }
+        yield {"timed": i, **asdict(timing), "error": error}

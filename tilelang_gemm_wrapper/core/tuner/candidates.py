@@ -44,20 +44,11 @@ def more_candidates(
     untried = [config for config in kernel_registry.search_space(N, K, device) if config not in tried]
     cells = []
     for M in m_values:
-        fastest = seen.best_quick(M, _NEIGHBOURS_OF)
-        cells.append(
-            (
-                M,
-                [
-                    config
-                    for config in untried
-                    if kernel_registry.suits(config, M, N, device)
-                    and any(_are_neighbours(config, leader) for leader in fastest)
-                ],
-            )
-        )
-    near = list(dict.fromkeys(config for _, configs in cells for config in configs))
-    return most_of(near, cells, model, N, K, max(0, room))
+        leaders = seen.best_quick(M, _NEIGHBOURS_OF)
+        near = [config for config in untried if any(_are_neighbours(config, one) for one in leaders)]
+        cells.append((M, [config for config in near if kernel_registry.suits(config, M, N, device)]))
+    found = list(dict.fromkeys(config for _, configs in cells for config in configs))
+    return most_of(found, cells, model, N, K, max(0, room))
 
 
 def most_of(

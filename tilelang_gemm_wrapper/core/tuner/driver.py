@@ -68,6 +68,9 @@ class Shape:
     def name(self) -> str:
         return f"N={self.N}, K={self.K}"
 
+    def result(self, path: Path | None) -> ShapeResult:
+        return ShapeResult(self.N, self.K, self.device, tuple(self.records), path, self.previous)
+
 
 @dataclass(frozen=True, slots=True)
 class ShapeResult:
@@ -233,8 +236,7 @@ class Driver:
                     self._next_step(shape)
 
     def _next_step(self, shape: Shape) -> None:
-        """All that was to be compiled is: a GPU may take the shape once it is not needed for compiling."""
-        # DeepGEMM's kernels are not needed before the leaders are timed with it.
+        """Our kernels are compiled: a GPU may take the shape, but decide with DeepGEMM's compiled as well."""
         shape.stage = "waiting" if shape.visit == "decide" and shape.warming else "ready"
 
     def _dispatch(self) -> None:
@@ -347,9 +349,7 @@ class Driver:
     def _give_up(self, shape: Shape, why: str) -> None:
         self._listener.warned(f"{shape.name} is given up, and its file left as it was: {why}")
         self._active.remove(shape)
-        self._results.append(
-            ShapeResult(shape.N, shape.K, shape.device, tuple(shape.records), None, shape.previous)
-        )
+        self._results.append(shape.result(None))
 
     # What a finished shape leaves.
 
@@ -359,7 +359,7 @@ class Driver:
         path = self._tables.write(shape.N, shape.K, shape.device, shape.records, environment)
         if path is None:
             self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
-        result = ShapeResult(shape.N, shape.K, shape.device, tuple(shape.records), path, shape.previous)
+        result = shape.result(path)
         self._results.append(result)
         self._listener.finished(result)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import Entry
+from tilelang_gemm_wrapper.core.results import gemm_flops
 
 PEER_MARGIN = 1.02  # DeepGEMM or Triton take an entry where they are faster than ours by this
 SHARE = 1.01  # an entry may serve smaller M too where it costs no more than this against their own best
@@ -48,7 +49,7 @@ def choose_entries(times: Times, N: int, K: int, kept: Sequence[int] = ()) -> li
 
 
 def entry(M: int, config: KernelConfig, us: float, N: int, K: int) -> Entry:
-    return Entry(M, config, round(us / 1e3, 6), round(2 * M * N * K / us / 1e6, 1))
+    return Entry(M, config, round(us / 1e3, 6), round(gemm_flops(M, N, K) / us / 1e6, 1))
 
 
 def _reach(config: KernelConfig, descending: Sequence[int], times: Times) -> int:

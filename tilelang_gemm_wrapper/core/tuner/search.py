@@ -8,7 +8,7 @@ wanted M, wherever what a call there would be served may lose to something else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -179,18 +179,9 @@ class ShapeSearch:
                     assert outcome.kind is not None
                     record = Failure(request.N, request.K, M, outcome.config, outcome.kind, outcome.message)
                 else:
-                    timed = outcome.timed
+                    spans = asdict(outcome.timed)
                     record = Timing(
-                        request.N,
-                        request.K,
-                        M,
-                        outcome.config,
-                        stage,
-                        timed.p20_us,
-                        timed.p50_us,
-                        timed.p80_us,
-                        timed.replays,
-                        outcome.error,
+                        request.N, request.K, M, outcome.config, stage, **spans, error=outcome.error
                     )
                 self._times.add(record)
                 yield record
