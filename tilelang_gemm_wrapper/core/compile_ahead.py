@@ -22,7 +22,7 @@ def compile_ahead(
     DeepGEMM compiles a kernel per shape and tile with nvcc, seconds each: one after the other that would take
     longer than the timing itself. A failure here is only logged; the timing meets it again and records it.
     """
-    # One process has all M of a shape: two that compile one kernel would race for its place in the cache.
+    # One process has all M of a shape: most share a kernel with others, which two would compile twice.
     jobs = [
         WarmupJob(name, N, K, tuple(ms))
         for name in _COMPILED_BACKENDS

@@ -25,7 +25,7 @@ from tilelang_gemm_wrapper.core.tuner.child import (
 from tilelang_gemm_wrapper.core.tuner.records import Record
 from tilelang_gemm_wrapper.core.tuner.search import ShapeRequest, ShapeSearch
 
-COMPILE_TIMEOUT_S = 240.0  # DeepGEMM compiles all kernels of a shape in one job; one of ours takes 3 s
+COMPILE_TIMEOUT_S = 240.0  # a job of DeepGEMM's compiles several kernels one after the other
 
 
 class WorkerLostError(RuntimeError):

@@ -2,8 +2,8 @@
 
 Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
 promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least
-squares on the relative error; `PRIOR` comes from an exhaustive timing of three shapes on an H200, and every
-shape that a run finishes refits them for the next.
+squares on the relative error. `PRIOR` is only where a first run starts, fitted on H200 timings that are not
+kept; every shape that a run finishes refits them for the next.
 """
 
 from __future__ import annotations
