@@ -34,8 +34,8 @@ def test_matches_reference(config, N, K):
     tilelang = tilelang_module()
     try:
         tilelang.tvm.target.Target(TARGET)
-    except ValueError as error:
-        pytest.skip(f"TileLang {tilelang.__version__} cannot build for {TARGET}: {error}")
+    except ValueError as refused:
+        pytest.skip(f"TileLang {tilelang.__version__} cannot build for {TARGET}: {refused}")
     kernel = tilelang.compile(
         kernel_registry.build(N, K, config, "sm_89"),
         target=TARGET,

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -14,7 +13,10 @@ import torch
 from tilelang_gemm_wrapper import explain, gemm_nt_f8f8bf16, warmup
 from tilelang_gemm_wrapper.backends import backend
 from tilelang_gemm_wrapper.core import wrapper
+from tilelang_gemm_wrapper.core.bench_measure import Environment
+from tilelang_gemm_wrapper.core.conditions import record_conditions
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, canonical_name, device_of
+from tilelang_gemm_wrapper.core.host_overhead import host_overhead
 from tilelang_gemm_wrapper.core.workload import error, random_workload, reference
 
 MAX_ERROR = 3e-6
@@ -148,16 +150,8 @@ def test_refuses_before_any_launch():
 
 
 def test_host_time_stays_low():
-    """An eager call costs the host little: at most 10 µs, where a bare launch costs about 5."""
-    workload = random_workload(8, 2560, 4096, "cuda", 1)
-    C = workload.empty_output()
-    arguments = ((workload.A, workload.A_scale), (workload.B, workload.B_scale), C)
-    gemm_nt_f8f8bf16(*arguments)
-    batches = []
-    for _ in range(15):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(200):
-            gemm_nt_f8f8bf16(*arguments)
-        batches.append((time.perf_counter() - started) / 200 * 1e6)
-    assert sorted(batches)[len(batches) // 2] <= 10
+    """An eager call costs the host at most twice a bare launch: CPUs differ in µs, hardly in this ratio."""
+    name = device_of(0).name
+    rows = host_overhead(2560, 4096, Environment.here(name, record_conditions().driver))
+    us = {row.provider: row.p50_us for row in rows}
+    assert us["tilelang_gemm"] <= 2 * us["bare_kernel"], us
