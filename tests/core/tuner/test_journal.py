@@ -14,8 +14,8 @@ import pytest
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.tuner.journal import (
     DirectoryBusyError,
-    DirectoryLock,
     Journal,
+    directory_lock,
     environment_key,
 )
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
@@ -79,8 +79,8 @@ def test_a_line_of_another_version_is_passed_over(tmp_path: Path, line: bytes) -
 HOLD = """
 import sys, time
 from pathlib import Path
-from tilelang_gemm_wrapper.core.tuner.journal import DirectoryLock
-with DirectoryLock(Path(sys.argv[1])):
+from tilelang_gemm_wrapper.core.tuner.journal import directory_lock
+with directory_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(3600)
 """
@@ -97,7 +97,7 @@ def holder(tmp_path: Path):
 
 
 def test_the_second_is_told_who_holds_the_directory(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(DirectoryBusyError) as refusal, DirectoryLock(tmp_path):
+    with pytest.raises(DirectoryBusyError) as refusal, directory_lock(tmp_path):
         pass
     assert f"process {holder.pid} on {os.uname().nodename}" in str(refusal.value)
     assert str(tmp_path) in str(refusal.value)
@@ -107,7 +107,7 @@ def test_the_second_is_told_who_holds_the_directory(tmp_path: Path, holder: subp
 def test_a_killed_holder_frees_the_directory(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with DirectoryLock(tmp_path):
+    with directory_lock(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".tuning" / "lock").read_text()
 
 
@@ -117,7 +117,7 @@ def test_the_second_waits_where_asked_to_and_says_so(
     entered = threading.Event()
 
     def enter() -> None:
-        with DirectoryLock(tmp_path, wait=True, poll_s=0.01):
+        with directory_lock(tmp_path, wait=True, poll_s=0.01):
             entered.set()
 
     waiting = threading.Thread(target=enter, daemon=True)
@@ -131,5 +131,5 @@ def test_the_second_waits_where_asked_to_and_says_so(
 
 def test_a_directory_is_free_again_after_a_run(tmp_path: Path) -> None:
     for _ in range(2):
-        with DirectoryLock(tmp_path), pytest.raises(DirectoryBusyError), DirectoryLock(tmp_path):
+        with directory_lock(tmp_path), pytest.raises(DirectoryBusyError), directory_lock(tmp_path):
             pass

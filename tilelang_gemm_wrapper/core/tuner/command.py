@@ -17,11 +17,11 @@ from tilelang_gemm_wrapper import configurer, models
 from tilelang_gemm_wrapper.core.arguments import whole_numbers
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
-from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildFailedError
+from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
-from tilelang_gemm_wrapper.core.tuner.journal import DirectoryBusyError, DirectoryLock
+from tilelang_gemm_wrapper.core.tuner.journal import directory_lock
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
 
 DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
             print(listing)
             return DONE
         return _tune(options, shapes)
-    except (DirectoryBusyError, ChildFailedError, ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return CANNOT_RUN
 
@@ -127,7 +127,7 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
     display = Display()
     started = time.monotonic()
     with ExitStack() as scope:
-        scope.enter_context(DirectoryLock(options.out, wait=options.wait))
+        scope.enter_context(directory_lock(options.out, wait=options.wait))
         cluster = _cluster(options, scope)
         scope.callback(cluster.close)
         devices = sorted({gpu.device.name for gpu in cluster.gpus})

@@ -13,9 +13,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tilelang_gemm_wrapper.core.tuner.records import Record, from_fields, to_fields
@@ -55,14 +55,14 @@ class Journal:
                 self._file.flush()
 
     def append(self, environment: str, record: Record) -> None:
-        line = json.dumps({"environment": environment, **to_fields(record)})
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        self._write({"environment": environment, **to_fields(record)})
 
     def note_environment(self, environment: Mapping[str, Any]) -> None:
         """Say once what an environment key stands for."""
-        line = {"record": "environment", "environment": environment_key(environment), **environment}
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._write({"record": "environment", "environment": environment_key(environment), **environment})
+
+    def _write(self, fields: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(fields).encode() + b"\n")
         self._file.flush()
 
     def records(self, environment: str | None = None) -> list[Record]:
@@ -82,47 +82,43 @@ class Journal:
         self._file.close()
 
 
-class DirectoryLock:
-    """Held by the one tuner that may write into a directory; the kernel frees it when the process dies."""
+@contextmanager
+def directory_lock(directory: Path, *, wait: bool = False, poll_s: float = 1.0) -> Iterator[None]:
+    """Held by the one tuner that may write into a directory; the kernel frees it when the process dies.
 
-    def __init__(self, directory: Path, *, wait: bool = False, poll_s: float = 1.0) -> None:
-        self._path = directory / FOLDER / "lock"
-        self._wait, self._poll_s = wait, poll_s
-        self._descriptor = -1
-
-    def __enter__(self) -> DirectoryLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        told = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    os.close(descriptor)
-                    raise
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
-                if not self._wait:
-                    os.close(descriptor)
-                    raise DirectoryBusyError(
-                        f"another tuner ({holder}) writes into {self._path.parent.parent}: wait for it with "
-                        f"--wait, or give this one another --out"
-                    ) from None
-                if not told:
-                    print(f"waiting for another tuner ({holder})", flush=True)
-                    told = True
-                time.sleep(self._poll_s)
+    Raises DirectoryBusyError where another holds it, unless `wait`.
+    """
+    path = directory / FOLDER / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(descriptor, directory, wait, poll_s)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._descriptor = descriptor
-        return self
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
+
+def _take(descriptor: int, directory: Path, wait: bool, poll_s: float) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+        if not wait:
+            raise DirectoryBusyError(
+                f"another tuner ({holder}) writes into {directory}: wait for it with --wait, or give this "
+                f"one another --out"
+            )
+        if not told:
+            print(f"waiting for another tuner ({holder})", flush=True)
+            told = True
+        time.sleep(poll_s)
