@@ -16,7 +16,8 @@ from .. import __version__
 from .bench_providers import PROVIDERS, Call, Matrix, Refused, chosen_kernel
 from .conditions import record_conditions
 from .device import Device, device_of
-from .results import Row, first_line, gemm_bytes, gemm_flops, with_ratios
+from .failure_text import first_line
+from .results import Row, gemm_bytes, gemm_flops, with_ratios
 from .timing import Timing, TimingError, ideal_us, streaming_floor_us, time_interleaved, why_impossible
 from .workload import MAX_ERROR, error
 

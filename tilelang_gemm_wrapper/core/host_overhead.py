@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .failure_text import first_line
 from .results import HostRow
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def host_overhead(N: int, K: int, environment: Environment) -> list[HostRow]:
             call = provider(case)
             call(0)
         except Exception as failure:
-            reasons[name] = f"{type(failure).__name__}: {failure}".splitlines()[0]
+            reasons[name] = first_line(failure)
         else:
             calls[name] = call
     spans = host_us(calls, torch.cuda.synchronize)

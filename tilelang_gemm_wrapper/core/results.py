@@ -96,12 +96,6 @@ def gemm_bytes(M: int, N: int, K: int) -> float:
     return float(M * K + N * K + scales + 2 * M * N)
 
 
-def first_line(failure: BaseException) -> str:
-    """The kind and first line of an exception, for a `reason`: compilers and CUDA add pages."""
-    lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0] if lines else 'no message'}"[:300]
-
-
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows of one cell with `x_deep_gemm` and `x_triton` filled in."""
     p50 = {row.provider: row.p50_us for row in rows}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.failure_text import first_line
+
 INSTALL_EXTRA = "pip install 'tilelang-gemm-wrapper[models]'"
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -64,16 +66,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SourceError(f"{path.name} not found in {path.parent}") from None
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read ({one_line(error)}); download it again") from error
+        raise SourceError(f"{path} cannot be read ({first_line(error)}); download it again") from error
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds no JSON object; download it again")
     return value
-
-
-def one_line(error: BaseException) -> str:
-    """An error's kind and the first line of its text, short enough to stand inside another sentence."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _indexed_tensors(directory: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -126,6 +122,7 @@ def _tensors(files: Iterable[Path]) -> dict[str, Tensor]:
                     tensors[name] = Tensor(str(view.get_dtype()), tuple(view.get_shape()))
         except (OSError, SafetensorError) as error:
             raise SourceError(
-                f"{file} is no whole safetensors file ({one_line(error)}); download it again", incomplete=True
+                f"{file} is no whole safetensors file ({first_line(error)}); download it again",
+                incomplete=True,
             ) from error
     return tensors

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..core.failure_text import first_line
 from .checkpoint import (
     CONFIG_FILE,
     INSTALL_EXTRA,
     Checkpoint,
     SourceError,
     Tensor,
-    one_line,
     read_directory,
     read_json,
 )
@@ -27,7 +27,7 @@ def from_cache(model_id: str, revision: str | None) -> Checkpoint:
     try:
         config = hub.try_to_load_from_cache(model_id, CONFIG_FILE, cache_dir=cache, revision=revision)
     except ValueError as error:
-        raise SourceError(f"it is no Hugging Face id ({one_line(error)})") from error
+        raise SourceError(f"it is no Hugging Face id ({first_line(error)})") from error
     if not isinstance(config, str):
         at = f" at revision {revision}" if revision else ""
         raise SourceError(f"the Hugging Face cache {cache} has no {CONFIG_FILE} of it{at}")
@@ -45,10 +45,8 @@ def from_hub(model_id: str, revision: str | None) -> Checkpoint:
         commit = hub.model_info(model_id, revision=revision, timeout=TIMEOUT_S).sha
         config = hub.hf_hub_download(model_id, CONFIG_FILE, revision=commit, etag_timeout=TIMEOUT_S)
         files = hub.get_safetensors_metadata(model_id, revision=commit).files_metadata
-    except (
-        Exception
-    ) as error:  # the library's own errors, its HTTP client's and the system's have no common base
-        raise SourceError(f"the Hugging Face hub did not give it ({one_line(error)})") from error
+    except Exception as error:  # the library's errors, its HTTP client's and the system's share no base
+        raise SourceError(f"the Hugging Face hub did not give it ({first_line(error)})") from error
     tensors = {
         name: Tensor(tensor.dtype, tuple(tensor.shape))
         for file in files.values()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.results import first_line, gemm_flops
+from tilelang_gemm_wrapper.core.failure_text import first_line
+from tilelang_gemm_wrapper.core.results import gemm_flops
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ class GpuBench:
     def __init__(self) -> None:
         import torch
 
+        from tilelang_gemm_wrapper.core.device import device_of
+
         self._torch = torch
-        self._device = _device()
+        self._device = device_of(torch.cuda.current_device())
         self._kernels: dict[KernelConfig, Callable[..., None]] = {}
         self._checked_ragged: set[KernelConfig] = set()
         self._seed = 0
@@ -220,14 +223,6 @@ class GpuBench:
         if out_of_memory:
             torch.cuda.empty_cache()
         return CandidateError("out_of_memory" if out_of_memory else "error", message)
-
-
-def _device() -> Device:
-    import torch
-
-    from tilelang_gemm_wrapper.core.device import device_of
-
-    return device_of(torch.cuda.current_device())
 
 
 def measure(
