@@ -126,15 +126,13 @@ class Child:
                         settled.add(i)
                         timed = Timed(*(answer[name] for name in Timed.__dataclass_fields__))
                         yield Outcome(batch[i], timed, answer["error"])
-                    elif answer["failed"] is None:  # all of them together
-                        together = _ChildDied(answer["kind"], answer["message"])
-                        if answer["lost"]:
-                            self.close()
-                            break
                     else:
                         i = answer["failed"]
-                        settled.add(i)
-                        yield Outcome(batch[i], kind=answer["kind"], message=answer["message"])
+                        if i is None:  # all of them together
+                            together = _ChildDied(answer["kind"], answer["message"])
+                        else:
+                            settled.add(i)
+                            yield Outcome(batch[i], kind=answer["kind"], message=answer["message"])
                         if answer["lost"]:
                             self.close()
                             break

@@ -170,9 +170,8 @@ class ShapeSearch:
         request = self._request
         effort = request.effort
         sampling = (effort.quick_ms, _QUICK_ROUNDS) if stage == "quick" else (effort.final_ms, MIN_ROUNDS)
-        waiting = [config for config in configs if config not in self._times.failures]
-        for start in range(0, len(waiting), _TIMED_TOGETHER):
-            together = waiting[start : start + _TIMED_TOGETHER]
+        for start in range(0, len(configs), _TIMED_TOGETHER):
+            together = configs[start : start + _TIMED_TOGETHER]
             for outcome in self._child.measure(M, together, *sampling):
                 record: Record
                 if outcome.timed is None:
