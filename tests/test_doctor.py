@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_python import printed_by
 
 from tilelang_gemm_wrapper import configurer, doctor
 from tilelang_gemm_wrapper.core.config_file import config_file_name
@@ -41,10 +41,9 @@ def test_report_works_where_every_package_is_missing() -> None:
         "from tilelang_gemm_wrapper.cli import main\n"
         "sys.exit(main(['doctor']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "torch is not installed" in done.stdout
-    assert "\nEnvironment\n" in done.stdout
+    printed = printed_by(code)
+    assert "torch is not installed" in printed
+    assert "\nEnvironment\n" in printed
 
 
 def test_versions_tell_missing_and_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from fresh_python import printed_by
 
 from tilelang_gemm_wrapper.models import (
     PUBLIC_M,
@@ -123,5 +121,4 @@ def test_shape_lists_load_no_heavy_package():
         "import sys, tilelang_gemm_wrapper.models as models; models.shapes_of('qwen3-4b')\n"
         "print({'torch', 'numpy', 'safetensors', 'huggingface_hub', 'transformers'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert printed_by(code).strip() == "set()"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from fresh_python import printed_by
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "tilelang_gemm_wrapper"
@@ -55,12 +55,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_installed(site: Path, code: str) -> str:
     """Run `code` against the installed wheel, away from the checkout; returns what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=site, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    environment = {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    return printed_by(code, cwd=site, environment=environment).strip()
 
 
 def files_below(directory: Path) -> set[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+from fresh_python import printed_by
 
 from tilelang_gemm_wrapper.models import shapes_of, weight_shapes
 
@@ -292,8 +291,7 @@ for model in ({str(tmp_path)!r}, {ID!r}):
     except ValueError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    directory, unknown = done.stdout.splitlines()
+    directory, unknown = printed_by(code).splitlines()
     install = "pip install 'tilelang-gemm-wrapper[models]'"
     assert f"reading safetensors headers needs safetensors: {install}" in directory
     assert f"the Hugging Face cache needs huggingface_hub: {install}" in unknown
