@@ -51,7 +51,7 @@ def main() -> int:
     path = options.output or Path(__file__).parent / "results" / device.name / "accuracy.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     shapes = list(dict.fromkeys((*PUBLIC_SHAPES, *QWEN3_4B_FP8)))
-    jobs = [CompileJob(N, K, c, device.arch) for N, K in shapes for c in one_of_each(N, K, device).values()]
+    jobs = [CompileJob.on(N, K, c, device) for N, K in shapes for c in one_of_each(N, K, device).values()]
     for failure in compile_many(jobs):
         print(failure, file=sys.stderr)
     deep_gemm = backends.backend("deep_gemm")
@@ -62,8 +62,7 @@ def main() -> int:
         for N, K in tqdm(shapes, unit="shape"):
             configs = one_of_each(N, K, device)
             calls: dict[str, Callable[..., None]] = {
-                kind: compile_kernel(CompileJob(N, K, config, device.arch))
-                for kind, config in configs.items()
+                kind: compile_kernel(CompileJob.on(N, K, config, device)) for kind, config in configs.items()
             }
             if deep_gemm.why_unavailable(device) is None:
                 calls["deep_gemm"] = deep_gemm.gemm

@@ -85,7 +85,7 @@ def explore(cells: Cells, path: Path) -> None:
 
 def _compile_all(N: int, K: int, device: Device) -> list[KernelConfig]:
     configs = list(kernel_registry.search_space(N, K, device))
-    for failure in compile_many([CompileJob(N, K, config, device.arch) for config in configs]):
+    for failure in compile_many([CompileJob.on(N, K, config, device) for config in configs]):
         tqdm.write(failure, file=sys.stderr)
     return configs
 
@@ -122,7 +122,7 @@ def compare(exhaustive: Path, configs: Path | None, budget_ms: float) -> int:
         for dispatched, best in by_m.values()
         for config in (dispatched, *best)
     }
-    compile_many([CompileJob(N, K, c, device.arch) for N, K, c in wanted if c.is_tilelang])
+    compile_many([CompileJob.on(N, K, c, device) for N, K, c in wanted if c.is_tilelang])
     rows, ratios = [], []
     bench = GpuBench()
     for (N, K), by_m in cells.items():

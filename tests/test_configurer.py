@@ -26,6 +26,7 @@ def clean_environment(monkeypatch):
         configurer.CACHE_DIR,
         configurer.FALLBACK,
         configurer.COMPILE_WORKERS,
+        configurer.STATIC_WEIGHTS,
     ):
         monkeypatch.delenv(variable, raising=False)
 
@@ -36,6 +37,7 @@ def test_names_of_the_variables_are_the_documented_ones():
     assert configurer.CACHE_DIR == "TILELANG_GEMM_CACHE_DIR"
     assert configurer.FALLBACK == "TILELANG_GEMM_FALLBACK"
     assert configurer.COMPILE_WORKERS == "TILELANG_GEMM_COMPILE_WORKERS"
+    assert configurer.STATIC_WEIGHTS == "TILELANG_GEMM_STATIC_WEIGHTS"
 
 
 # --- typed variables ---------------------------------------------------------------------------------------
@@ -76,6 +78,9 @@ def test_shipped_directory_is_the_packages_own_where_installed_else_the_checkout
         (configurer.FALLBACK, configurer.fallback_choice, "deep_gemm", "deep_gemm"),
         (configurer.FALLBACK, configurer.fallback_choice, "torch", "torch"),
         (configurer.COMPILE_WORKERS, configurer.compile_workers, "3", 3),
+        (configurer.STATIC_WEIGHTS, configurer.static_weights, None, False),
+        (configurer.STATIC_WEIGHTS, configurer.static_weights, "1", True),
+        (configurer.STATIC_WEIGHTS, configurer.static_weights, "no", False),
     ],
 )
 def test_value_is_typed(monkeypatch, variable, read, value, expected):
@@ -89,6 +94,7 @@ def test_value_is_typed(monkeypatch, variable, read, value, expected):
     [
         (configurer.ENABLE, configurer.tilelang_enabled, "maybe", "one of 1, true"),
         (configurer.ENABLE, configurer.tilelang_enabled, "2", "one of 1, true"),
+        (configurer.STATIC_WEIGHTS, configurer.static_weights, "constant", "one of 1, true"),
         (
             configurer.FALLBACK,
             configurer.fallback_choice,

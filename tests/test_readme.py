@@ -42,6 +42,7 @@ def test_every_environment_variable_is_listed_once() -> None:
         configurer.FALLBACK,
         configurer.CACHE_DIR,
         configurer.COMPILE_WORKERS,
+        configurer.STATIC_WEIGHTS,
     )
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
 

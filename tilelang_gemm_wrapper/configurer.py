@@ -21,6 +21,7 @@ ENABLE = "SGLANG_ENABLE_TILELANG_GEMM"
 CACHE_DIR = "TILELANG_GEMM_CACHE_DIR"
 FALLBACK = "TILELANG_GEMM_FALLBACK"
 COMPILE_WORKERS = "TILELANG_GEMM_COMPILE_WORKERS"
+STATIC_WEIGHTS = "TILELANG_GEMM_STATIC_WEIGHTS"
 
 FALLBACK_CHOICES = ("auto", "deep_gemm", "triton", "torch")
 TILELANG_VERSIONS = ((0, 1, 11), (0, 2))  # at least, below
@@ -45,12 +46,16 @@ def shipped_config_directory() -> Path:
 
 def tilelang_enabled() -> bool:
     """SGLANG_ENABLE_TILELANG_GEMM, on by default; off sends every call to the fallback."""
-    value = _value(ENABLE).lower()
-    if value in ("", *_TRUE):
-        return True
-    if value in _FALSE:
-        return False
-    raise _bad_value(ENABLE, f"one of {', '.join(_TRUE + _FALSE)}")
+    return _switch(ENABLE, default=True)
+
+
+def static_weights() -> bool:
+    """TILELANG_GEMM_STATIC_WEIGHTS, off by default: whether kernels may read the weights ahead of their turn.
+
+    On Hopper the swapAB kinds then read their first weight tiles while the preceding kernel of the stream
+    still runs. It is for processes in which that kernel never writes B, as in a serving engine.
+    """
+    return _switch(STATIC_WEIGHTS, default=False)
 
 
 def cache_directory() -> Path | None:
@@ -159,6 +164,15 @@ def _why_tilelang_unfit() -> str | None:
 def _usable_cpus() -> int:
     # Not os.cpu_count(): a container or taskset may allow fewer, and each worker compiles at full tilt.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _switch(variable: str, *, default: bool) -> bool:
+    value = _value(variable).lower()
+    if not value:
+        return default
+    if value in _TRUE + _FALSE:
+        return value in _TRUE
+    raise _bad_value(variable, f"one of {', '.join(_TRUE + _FALSE)}")
 
 
 def _value(variable: str) -> str:

@@ -230,6 +230,7 @@ def _environment() -> str:
         (configurer.CACHE_DIR, configurer.cache_directory),
         (configurer.FALLBACK, configurer.fallback_choice),
         (configurer.COMPILE_WORKERS, configurer.compile_workers),
+        (configurer.STATIC_WEIGHTS, configurer.static_weights),
     )
     rows = []
     for name, read in ours:

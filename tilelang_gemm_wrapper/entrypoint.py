@@ -112,7 +112,7 @@ def warmup(
     index = torch.cuda.current_device() if device is None else device
     gemms = [wrapper.gemm_for(N, K, index) for N, K in dict.fromkeys(shapes)]
     jobs = [
-        compile_cache.CompileJob(gemm.table.N, gemm.table.K, choice.config, gemm.table.device.arch)
+        compile_cache.CompileJob.on(gemm.table.N, gemm.table.K, choice.config, gemm.table.device)
         for gemm in gemms
         for choice in (gemm.choices[position] for position in gemm.reachable(m_max))
         if choice.config is not None

@@ -82,3 +82,23 @@ def test_each_kind_has_a_builder(config, arch):
         assert str(partials.dtype) == "float32"
         assert (int(partials.shape[0]), int(partials.shape[2])) == (config.split_k, 1600)
     assert [tuple(map(int, buffers[i].shape)) for i in (2, 3)] == [(1600, 512), (13, 4)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [KernelConfig("swapAB", 64, 16, 128, 3, 128), KernelConfig("splitK_swapAB", 64, 16, 128, 3, 128, 2)],
+    ids=lambda config: config.kernel_type,
+)
+def test_static_weights_are_read_before_the_wait_and_all_else_after_it(config):
+    """On Hopper alone, and only where asked for: the default kernel neither starts early nor waits."""
+    pytest.importorskip("tilelang")
+    early = kernel_registry.build(1600, 512, config, "sm_90a", static_weights=True).script()
+    default = kernel_registry.build(1600, 512, config, "sm_90a").script()
+    assert "pdl" not in default
+    assert "pdl" not in kernel_registry.build(1600, 512, config, "sm_89", static_weights=True).script()
+    producer, math = early.split("else:", 1)
+    before, after = producer.split("pdl_sync", 1)
+    assert "B_shared" in before.split("pdl_trigger", 1)[1]
+    assert "tma_copy(T.region(A[" not in before
+    assert "A_shared" in after
+    assert math.index("pdl_sync") < math.index("A_scale[")

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.workload import error, integer_workload, random_workload, reference
 
 from .cases import ALL_CONFIGS, CONFIGS, SHAPES, gemm_of, valid
@@ -133,6 +134,39 @@ def test_two_streams_and_two_graphs_at_once(kernel_type):
         torch.cuda.synchronize()
         for C, right in zip(outputs, expected, strict=True):
             assert torch.equal(C, right)
+
+
+@pytest.mark.parametrize("static_weights", ["0", "1"])
+@pytest.mark.parametrize("config", ALL_CONFIGS, ids=_id)
+def test_tokens_written_just_before_are_waited_for(config, static_weights, monkeypatch):
+    """A kernel starts while the one before it still runs: it must not read the tokens that one writes, nor
+    write over a C that one reads."""
+    monkeypatch.setenv(configurer.STATIC_WEIGHTS, static_weights)
+    N, K = (2560, 7168) if valid(config, 2560, 7168) else (1600, 896)
+    gemm = gemm_of(config, N, K)
+    gemm.prepare(0)
+    first = random_workload(200, N, K, "cuda", 0)
+    tokens = [random_workload(200, N, K, "cuda", seed) for seed in range(1, 5)]
+    expected = []
+    for workload in tokens:
+        C = first.empty_output()
+        torch.cuda.synchronize()
+        gemm(200, workload.A, workload.A_scale, first.B, first.B_scale, C)
+        torch.cuda.synchronize()
+        expected.append(C)
+    A, A_scale, C = first.A.clone(), first.A_scale.clone(), first.empty_output()
+    results = [first.empty_output() for _ in range(40)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i, result in enumerate(results):
+            A.copy_(tokens[i % 4].A)
+            A_scale.copy_(tokens[i % 4].A_scale)
+            gemm(200, A, A_scale, first.B, first.B_scale, C)
+            result.copy_(C)
+    graph.replay()
+    torch.cuda.synchronize()
+    for i, result in enumerate(results):
+        assert torch.equal(result, expected[i % 4]), i
 
 
 @pytest.mark.parametrize(("M", "N", "K"), [(530_000, 4096, 128), (310_000, 512, 7168)], ids=["M*N", "M*K"])

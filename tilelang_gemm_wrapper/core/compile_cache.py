@@ -23,18 +23,28 @@ from typing import Any
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import child_process, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.device import Device
 
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
 
 
 @dataclass(frozen=True, slots=True)
 class CompileJob:
-    """One kernel to compile: problem, config and architecture ("sm_90a" or "sm_89")."""
+    """One kernel to compile: problem, config, architecture ("sm_90a" or "sm_89") and what else is built in.
+
+    `static_weights` is that of `kernel_registry.build`.
+    """
 
     N: int
     K: int
     config: KernelConfig
     arch: str
+    static_weights: bool = False
+
+    @classmethod
+    def on(cls, N: int, K: int, config: KernelConfig, device: Device) -> CompileJob:
+        """The job for a call on `device`, as the environment wants it."""
+        return cls(N, K, config, device.arch, configurer.static_weights())
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -53,7 +63,7 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     """
     tilelang = tilelang_module()
     kernel = tilelang.compile(
-        kernel_registry.build(job.N, job.K, job.config, job.arch),
+        kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights),
         target={"kind": "cuda", "arch": job.arch},
         execution_backend="tvm_ffi",
         pass_configs=dict(kernel_registry.pass_configs(job.arch)),

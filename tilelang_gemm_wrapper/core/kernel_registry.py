@@ -20,13 +20,17 @@ _MODULES = {
 _PASS_CONFIGS: dict[str, dict[str, Any]] = {"sm_90a": {"tl.disable_warp_specialized": True}, "sm_89": {}}
 
 
-def build(N: int, K: int, config: KernelConfig, arch: str) -> Any:
+def build(N: int, K: int, config: KernelConfig, arch: str, static_weights: bool = False) -> Any:
     """The TileLang PrimFunc of `config` for `arch` ("sm_90a" or "sm_89"); imports tilelang.
 
     Parameters of the PrimFunc: A, A_scale, B, B_scale, C and, where `needs_workspace`, the float32 partials.
+    static_weights: whether Hopper's swapAB kinds may read B before the stream's preceding kernel is done.
     """
     module = import_module(f"tilelang_gemm_wrapper.core.kernels.{_MODULES[config.kernel_type]}")
-    return getattr(module, arch)(N, K, config)
+    builder = getattr(module, arch)
+    if static_weights and arch == "sm_90a" and config.is_swap_ab:
+        return builder(N, K, config, static_weights=True)
+    return builder(N, K, config)
 
 
 def pass_configs(arch: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Gemm:
 
 
 def tilelang_launch(N: int, K: int, config: KernelConfig, device: Device, index: int) -> Launch:
-    kernel = compile_kernel(CompileJob(N, K, config, device.arch))
+    kernel = compile_kernel(CompileJob.on(N, K, config, device))
     if kernel_registry.needs_workspace(config, device.arch):
         kernel = _with_workspace(kernel, N, config.split_k)
     return kernel if torch.cuda.device_count() == 1 else _on_device(kernel, index)

@@ -68,32 +68,50 @@ def cluster_kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
 
 
 @T.macro
+def load_weights(B, B_shared, full, slot, n_start, k_start, weights_once):
+    """Put one weight tile on its way; `weights_once`: no later CTA reads it, so it need not stay in L2."""
+    T.tma_copy(
+        B[n_start : n_start + B_shared.shape[1], k_start : k_start + K_STEP],
+        B_shared[slot, :, :],
+        barrier=full[slot],
+        eviction_policy="evict_first" if weights_once else None,
+    )
+
+
+@T.macro
+def load_tokens(A, A_shared, full, slot, m_start, k_start, threads):
+    """Put the token tile on its way and declare the slot's loads complete."""
+    T.tma_copy(
+        A[m_start : m_start + A_shared.shape[1], k_start : k_start + K_STEP],
+        A_shared[slot, :, :],
+        barrier=full[slot],
+    )
+    if T.get_thread_binding() == threads:
+        T.barrier_arrive(full[slot])
+
+
+@T.macro
 def fill_ring(
-    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once
+    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, early, weights_once
 ):
     """Producer warp: load each K step's token tile and weight tile into the next free slot.
 
-    `weights_once`: no later CTA will read these weights again, so they need not stay in the L2 cache.
+    With programmatic dependent launch a kernel starts while its predecessor in the stream still runs. What
+    that one writes may be read only after `pdl_sync`: the tokens, their scales, and the memory that C
+    overwrites. Weights that were there before it need not wait: the first `early` tiles of them go ahead.
     """
-    num_stages, tile_tokens, _ = A_shared.shape
-    tile_weights = B_shared.shape[1]
-    for k in T.serial(steps):
+    num_stages = A_shared.shape[0]
+    if early > 0:
+        for k in T.serial(early):
+            load_weights(B, B_shared, full, k, n_start, (first_step + k) * K_STEP, weights_once)
+        T.pdl_sync()
+        for k in T.serial(early):
+            load_tokens(A, A_shared, full, k, m_start, (first_step + k) * K_STEP, threads)
+    for k in T.serial(early, steps):
         slot = k % num_stages
         T.barrier_wait(empty[slot], ((k // num_stages) & 1) ^ 1)
-        k_start = (first_step + k) * K_STEP
-        T.tma_copy(
-            B[n_start : n_start + tile_weights, k_start : k_start + K_STEP],
-            B_shared[slot, :, :],
-            barrier=full[slot],
-            eviction_policy="evict_first" if weights_once else None,
-        )
-        T.tma_copy(
-            A[m_start : m_start + tile_tokens, k_start : k_start + K_STEP],
-            A_shared[slot, :, :],
-            barrier=full[slot],
-        )
-        if T.get_thread_binding() == threads:
-            T.barrier_arrive(full[slot])
+        load_weights(B, B_shared, full, slot, n_start, (first_step + k) * K_STEP, weights_once)
+        load_tokens(A, A_shared, full, slot, m_start, (first_step + k) * K_STEP, threads)
 
 
 @T.macro

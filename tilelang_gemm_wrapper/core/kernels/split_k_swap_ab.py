@@ -13,13 +13,14 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
 
 
-def sm_90a(N: int, K: int, config: KernelConfig):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
     groups = K // K_STEP
     steps = groups // split_k
     policy = hopper.warp_policy(config.block_M, threads)
+    early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -48,12 +49,28 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+            if static_weights:
+                T.pdl_trigger()
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
+                    A,
+                    B,
+                    A_shared,
+                    B_shared,
+                    full,
+                    empty,
+                    m_start,
+                    n_start,
+                    first_step,
+                    steps,
+                    threads,
+                    early,
+                    True,
                 )
             else:
+                if early > 0:
+                    T.pdl_sync()
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
                     M, m_start, n_start, first_step, threads, policy,

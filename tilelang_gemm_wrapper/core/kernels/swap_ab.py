@@ -1,7 +1,7 @@
 """`swapAB`: C.T = B @ A.T, so that the weights fill WGMMA's 64 rows and a few tokens its columns.
 
 With M tokens in the row operand a WGMMA computes 64 rows however few are real; with the operands swapped the
-token tile can be 8, 16, 32 or 64 wide. `block_M` runs along N (weights), `block_N` along M (tokens).
+token tile can be 8, 16, 32, 64 or 128 wide. `block_M` runs along N (weights), `block_N` along M (tokens).
 """
 
 import tilelang.language as T
@@ -12,12 +12,13 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
 
 
-def sm_90a(N: int, K: int, config: KernelConfig):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
     """Hopper kernel: scales staged in shared memory, tile transposed through shared memory, TMA store."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
     policy = hopper.warp_policy(config.block_M, threads)
+    early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -41,12 +42,17 @@ def sm_90a(N: int, K: int, config: KernelConfig):
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            if static_weights:
+                T.pdl_trigger()
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, True
-                )
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads,
+                    early, True,
+                )  # fmt: skip
             else:
+                if early > 0:
+                    T.pdl_sync()
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
                     M, m_start, n_start, 0, threads, policy,

@@ -209,7 +209,7 @@ class Driver:
         self._cluster.compile(shape.node, jobs)
 
     def _compile(self, shape: Shape, configs: Sequence[KernelConfig]) -> None:
-        jobs = [CompileJob(shape.N, shape.K, config, shape.device.arch) for config in configs]
+        jobs = [CompileJob.on(shape.N, shape.K, config, shape.device) for config in configs]
         shape.stage = "compiling"
         shape.compiling = set(jobs)
         self._cluster.compile(shape.node, jobs)
