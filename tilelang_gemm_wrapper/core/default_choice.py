@@ -12,7 +12,7 @@ _ADA_SWAPPED_TOKENS = {16: 16, 32: 32, 64: 64}
 _LAST_M_BEFORE_DEEP_GEMM = 64  # above it DeepGEMM's 256-row tiles lead on Hopper
 
 # Straight tiles from large to small: (block_M, block_N, num_stages, threads).
-_HOPPER_TILES = ((128, 128, 4, 256), (128, 64, 4, 256), (64, 64, 3, 128))
+_HOPPER_TILES = ((128, 128, 5, 256), (128, 64, 5, 256), (64, 64, 5, 128))
 _ADA_TILES = ((64, 128, 3, 256), (64, 64, 3, 256))
 _STRAIGHT_M = (512, 1024, 2048, 4096)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig, splits_of, why_invalid
+from tilelang_gemm_wrapper.core.config import MATH_THREADS, SCALE_BLOCK, KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
 
 _MODULES = {
@@ -16,26 +16,44 @@ _MODULES = {
     "splitK_swapAB": "split_k_swap_ab",
 }
 
-# A hand-specialised kernel must not be specialised a second time by TileLang's own pass.
-_PASS_CONFIGS: dict[str, dict[str, Any]] = {"sm_90a": {"tl.disable_warp_specialized": True}, "sm_89": {}}
+FULL_HOPPER_SMS = 132  # of H100 SXM, H200 and GH200
 
 
-def build(N: int, K: int, config: KernelConfig, arch: str, static_weights: bool = False) -> Any:
+def build(
+    N: int,
+    K: int,
+    config: KernelConfig,
+    arch: str,
+    static_weights: bool = False,
+    sm_count: int = FULL_HOPPER_SMS,
+) -> Any:
     """The TileLang PrimFunc of `config` for `arch` ("sm_90a" or "sm_89"); imports tilelang.
 
     Parameters of the PrimFunc: A, A_scale, B, B_scale, C and, where `needs_workspace`, the float32 partials.
-    static_weights: whether Hopper's swapAB kinds may read B before the stream's preceding kernel is done.
+    static_weights: whether Hopper's kernels, splitK excepted, may read B before the stream's preceding kernel
+        is done.
+    sm_count: how many SMs share out the tiles of Hopper's persistent `base`; another number is only slower.
     """
     module = import_module(f"tilelang_gemm_wrapper.core.kernels.{_MODULES[config.kernel_type]}")
     builder = getattr(module, arch)
-    if static_weights and arch == "sm_90a" and config.is_swap_ab:
-        return builder(N, K, config, static_weights=True)
+    if arch == "sm_90a" and config.kernel_type == "base":
+        return builder(N, K, config, static_weights, sm_count)
+    if arch == "sm_90a" and config.is_swap_ab:
+        return builder(N, K, config, static_weights)
     return builder(N, K, config)
 
 
-def pass_configs(arch: str) -> dict[str, Any]:
-    """TileLang compiler options of the kernels for `arch`."""
-    return _PASS_CONFIGS[arch]
+def pass_configs(config: KernelConfig, arch: str) -> dict[str, Any]:
+    """TileLang compiler options of a kernel for `arch`."""
+    if arch != "sm_90a":
+        return {}
+    # A hand-specialised kernel must not be specialised a second time by TileLang's own pass.
+    options = {"tl.disable_warp_specialized": True}
+    if config.kernel_type == "base":
+        # Its roles are told apart by a warp index that TileLang's search for missing barriers cannot follow;
+        # every barrier that it needs is written out.
+        options["tl.disable_thread_storage_sync"] = True
+    return options
 
 
 def needs_workspace(config: KernelConfig, arch: str) -> bool:
@@ -79,16 +97,19 @@ def _is_pointless(config: KernelConfig, N: int, K: int, device: Device) -> bool:
 
 def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
     stages = (3, 4, 6, 8) if device.is_hopper else (2, 3, 4)
+    # The persistent kernel unrolls its ring: best where the stages divide the K steps, 5 of 20 as well as 4.
+    base_stages = ((4, 5, 6, 8) if K >= 4 * SCALE_BLOCK else (3,)) if device.is_hopper else stages
     tokens_when_swapped = (8, 16, 32, 64, 128) if device.is_hopper else (16, 32, 64)
-    token_rows = (64, 128, 256) if device.is_hopper else (16, 32, 64, 128)
+    token_rows = (64, 128, 192) if device.is_hopper else (16, 32, 64, 128)
     for split in splits_of(K):
         swapped = "swapAB" if split == 1 else "splitK_swapAB"
         straight = "base" if split == 1 else "splitK"
-        for threads in (128, 256):
+        for threads in MATH_THREADS:
             for num_stages in stages:
                 for weights in (64, 128):
                     for tokens in tokens_when_swapped:
                         yield KernelConfig(swapped, weights, tokens, 128, num_stages, threads, split)
+            for num_stages in base_stages if split == 1 else stages:
                 for tokens in token_rows:
                     for weights in (16, 32, 64, 128):
                         yield KernelConfig(straight, tokens, weights, 128, num_stages, threads, split)

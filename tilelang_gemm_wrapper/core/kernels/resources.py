@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tilelang_gemm_wrapper.core.device import HOPPER_SHARED_MEMORY
+
 if TYPE_CHECKING:
     from tilelang_gemm_wrapper.core.config import KernelConfig
 
@@ -35,6 +37,8 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
         buffers.append(2 * tokens * weights)
     if arch == "sm_90a" and config.is_swap_ab:
         buffers.append(4 * steps * tokens)
+    if arch == "sm_90a" and config.kernel_type == "base":
+        buffers.append(4 * stages * tokens)
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
@@ -45,6 +49,10 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
         return (
             f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale "
             f"block"
+        )
+    if config.threads == 384 and (arch != "sm_90a" or config.kernel_type != "base"):
+        return (
+            f"threads = 384 with kernel_type {config.kernel_type!r} on {arch}; Hopper's 'base' alone takes it"
         )
     values = 2 * config.block_M * config.block_N // config.threads
     if values > _MAX_TILE_VALUES_PER_THREAD:
@@ -58,6 +66,13 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
 
 def _why_no_wgmma(config: KernelConfig) -> str | None:
     warpgroups = config.threads // 128
+    if config.kernel_type == "base" and (
+        config.threads < 2 * config.block_M or warpgroups % (config.block_M // 64)
+    ):
+        return (
+            f"threads = {config.threads}; base takes a warpgroup of 128 for every 64 rows of a tile, or two; "
+            f"use {2 * config.block_M}"
+        )
     if config.block_M >= 64 * warpgroups:
         columns = config.block_N
         # TileLang 0.1.11 lets two warpgroups of several WGMMA each compute and store different rows.
@@ -96,3 +111,26 @@ def _why_no_mma(config: KernelConfig) -> str | None:
             f"use fewer threads or a larger tile"
         )
     return None
+
+
+def register_split(config: KernelConfig) -> tuple[int, int]:
+    """Registers a thread of the multiplying and of the loading warps of Hopper's `base`, (0, 0) where equal.
+
+    The register file holds 65536 and is given out by warpgroup. Accumulator and partial of a 64 x 128 piece
+    are 128 values a thread: with 8 or 12 multiplying warps that is more than an equal share.
+    """
+    if piece_columns(config) <= 64 or config.threads < 256:
+        return 0, 0
+    return {256: (224, 56), 384: (160, 32)}[config.threads]
+
+
+def piece_columns(config: KernelConfig) -> int:
+    """Columns of its tile that one warpgroup of Hopper's `base` multiplies, by 64 rows."""
+    return config.block_N * (config.block_M // 64) // (config.threads // 128)
+
+
+def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
+    """How many CTAs of Hopper's persistent `base` fit on an SM: that many for each SM share out the tiles."""
+    threads = config.threads + 128
+    registers = 65536 // (threads * min(255, piece_columns(config) + 40))
+    return max(1, min(registers, HOPPER_SHARED_MEMORY // shared_memory_bytes(config, N, K, "sm_90a")))

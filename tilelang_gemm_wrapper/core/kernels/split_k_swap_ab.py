@@ -13,7 +13,7 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
 
 
-def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k

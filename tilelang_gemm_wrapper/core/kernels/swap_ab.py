@@ -12,7 +12,7 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
 
 
-def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: scales staged in shared memory, tile transposed through shared memory, TMA store."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
