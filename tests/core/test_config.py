@@ -57,7 +57,7 @@ INVALID = [
     (changed(BASE, block_N=264), N, K, H200, ["block_N = 264", "to 256"]),
     (changed(BASE, block_N=192), N, K, H200, ["block_N = 192", "128"]),
     (changed(BASE, threads=0), N, K, H200, ["threads = 0", "128, 256"]),
-    (changed(BASE, threads=384), N, K, H200, ["threads = 384", "every 64 rows", "use 256"]),
+    (changed(BASE, threads=384), N, K, H200, ["threads = 384", "128 columns", "128 or 256"]),
     (changed(SWAP, threads=384), N, K, H200, ["threads = 384", "'swapAB'", "'base' alone"]),
     (KernelConfig("base", 64, 64, 128, 3, 384), N, K, L40S, ["threads = 384", "sm_89"]),
     (changed(BASE, num_stages=-1), N, K, H200, ["num_stages = -1", "0 or more"]),

@@ -45,14 +45,14 @@ def read(path, content, device=H200):
 def test_upstreams_entries_load_with_hints_and_measurements(path):
     swap = {**SWAP, "c_scale_local": True, "a_scale_shm": False, "latency_ms": 0.0089, "tflops": 56.5}
     split = {**SPLIT, "b_scale_shm": True, "out_dtype": "bfloat16", "accum_dtype": "float32", "latency_ms": 1}
-    base = {**SWAP, "kernel_type": "base", "split_k": 1, "num_stages": 0}
+    base = {**SWAP, "kernel_type": "base", "block_M": 128, "split_k": 1, "num_stages": 0}
     file = read(path, {"1024": base, "16": swap, "8": split, "64": {"kernel_type": "deep_gemm", "tflops": 0}})
     assert file.refused == ()
     assert file.entries == (
         Entry(8, KernelConfig("splitK_swapAB", 64, 16, 128, 6, 128, 4), 1),
         Entry(16, KernelConfig("swapAB", 64, 16, 128, 6, 128), 0.0089, 56.5),
         Entry(64, KernelConfig("deep_gemm"), None, 0),
-        Entry(1024, KernelConfig("base", 64, 16, 128, 0, 128)),
+        Entry(1024, KernelConfig("base", 128, 16, 128, 0, 128)),
     )
     assert (file.path, file.N, file.K, file.device_name, file.metadata) == (path, N, K, "NVIDIA_H200", {})
 

@@ -20,6 +20,7 @@ CASES = [
     (HOPPER, KernelConfig("base", 128, 128, 128, 5, 256), 2112, 7168),
     (HOPPER, KernelConfig("base", 192, 128, 128, 4, 384), 576, 640),
     (HOPPER, KernelConfig("base", 64, 128, 128, 3, 256), 576, 512),
+    (HOPPER, KernelConfig("base", 256, 32, 128, 4, 128), 576, 512),
     (HOPPER, KernelConfig("swapAB", 64, 8, 128, 8, 128), 2112, 7168),
     (HOPPER, KernelConfig("swapAB", 64, 16, 128, 4, 256), 576, 512),
     (HOPPER, KernelConfig("swapAB", 128, 128, 128, 4, 256), 1600, 512),

@@ -81,8 +81,8 @@ REFUSED = [
         ["128 x 128", "128 threads", "256 float32", "more"],
     ),
     ("sm_89", KernelConfig("base", 256, 128, 128, 2, 256), ["256 x 128", "256 float32", "smaller tile"]),
-    ("sm_90a", KernelConfig("base", 192, 64, 128, 4, 256), ["threads = 256", "every 64 rows", "use 384"]),
-    ("sm_90a", KernelConfig("splitK", 256, 64, 128, 4, 256, 2), ["block_M = 256", "use block_M = 128"]),
+    ("sm_90a", KernelConfig("base", 128, 64, 128, 4, 384), ["threads = 384", "64 columns", "128 or 256"]),
+    ("sm_90a", KernelConfig("swapAB", 64, 48, 128, 4, 384), ["threads = 384", "'base' alone"]),
     ("sm_90a", KernelConfig("swapAB", 64, 24, 128, 4, 128), ["block_N = 24", "24 columns", "multiple of 16"]),
     ("sm_90a", KernelConfig("swapAB", 64, 48, 128, 4, 256), ["block_N = 48", "24 columns a warpgroup"]),
     ("sm_89", KernelConfig("swapAB", 64, 8, 128, 3, 128), ["block_N = 8", "sm_89", "16, 32, 64, 128"]),
@@ -105,6 +105,7 @@ BUILDABLE = [
     ("sm_90a", KernelConfig("base", 64, 128, 128, 4, 128)),
     ("sm_90a", KernelConfig("base", 192, 128, 128, 4, 384)),  # the largest
     ("sm_90a", KernelConfig("base", 64, 128, 128, 4, 256)),  # two warpgroups side by side
+    ("sm_90a", KernelConfig("base", 256, 64, 128, 4, 256)),  # two WGMMA of each warpgroup
     ("sm_90a", KernelConfig("splitK", 256, 32, 128, 4, 128, 2)),  # four WGMMA of one warpgroup
     ("sm_90a", KernelConfig("swapAB", 64, 8, 128, 4, 128)),  # the narrowest WGMMA
     ("sm_90a", KernelConfig("swapAB", 64, 16, 128, 4, 256)),  # two warpgroups of 8 columns

@@ -14,6 +14,7 @@ CONFIGS: dict[str, list[KernelConfig]] = {
         KernelConfig("base", 64, 128, 128, 4, 128),
         KernelConfig("base", 64, 64, 128, 1, 256),
         KernelConfig("base", 128, 128, 128, 4, 256),
+        KernelConfig("base", 256, 32, 128, 3, 128),
         KernelConfig("base", 128, 32, 128, 6, 256),
         KernelConfig("base", 192, 128, 128, 4, 384),
     ],

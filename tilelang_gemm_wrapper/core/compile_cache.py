@@ -67,7 +67,7 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
         kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count),
         target={"kind": "cuda", "arch": job.arch},
         execution_backend="tvm_ffi",
-        pass_configs=kernel_registry.pass_configs(job.config, job.arch),
+        pass_configs=dict(kernel_registry.pass_configs(job.arch)),
     )
     _marker(job).touch()
     return _entry_function(kernel)

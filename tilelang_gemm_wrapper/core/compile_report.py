@@ -45,7 +45,7 @@ def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileRep
     tilelang = tilelang_module()
     tvm = tilelang.tvm
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
-    with tvm.transform.PassContext(config=kernel_registry.pass_configs(config, arch)), target:
+    with tvm.transform.PassContext(config=kernel_registry.pass_configs(arch)), target:
         artifact = tilelang.lower(kernel_registry.build(N, K, config, arch), target=target)
     dynamic = max(
         int(function.attrs.get("dyn_shared_memory_buf", 0))

@@ -30,30 +30,29 @@ def build(
     """The TileLang PrimFunc of `config` for `arch` ("sm_90a" or "sm_89"); imports tilelang.
 
     Parameters of the PrimFunc: A, A_scale, B, B_scale, C and, where `needs_workspace`, the float32 partials.
-    static_weights: whether Hopper's kernels, splitK excepted, may read B before the stream's preceding kernel
-        is done.
+    static_weights: whether Hopper's kernels may read B before the stream's preceding kernel is done.
     sm_count: how many SMs share out the tiles of Hopper's persistent `base`; another number is only slower.
     """
     module = import_module(f"tilelang_gemm_wrapper.core.kernels.{_MODULES[config.kernel_type]}")
     builder = getattr(module, arch)
-    if arch == "sm_90a" and config.kernel_type == "base":
-        return builder(N, K, config, static_weights, sm_count)
-    if arch == "sm_90a" and config.is_swap_ab:
-        return builder(N, K, config, static_weights)
-    return builder(N, K, config)
-
-
-def pass_configs(config: KernelConfig, arch: str) -> dict[str, Any]:
-    """TileLang compiler options of a kernel for `arch`."""
     if arch != "sm_90a":
-        return {}
-    # A hand-specialised kernel must not be specialised a second time by TileLang's own pass.
-    options = {"tl.disable_warp_specialized": True}
+        return builder(N, K, config)
     if config.kernel_type == "base":
-        # Its roles are told apart by a warp index that TileLang's search for missing barriers cannot follow;
-        # every barrier that it needs is written out.
-        options["tl.disable_thread_storage_sync"] = True
-    return options
+        return builder(N, K, config, static_weights, sm_count)
+    return builder(N, K, config, static_weights)
+
+
+# A hand-specialised kernel must not be specialised a second time by TileLang's own pass. Its roles are told
+# apart by a warp index that TileLang's search for missing barriers cannot follow; each is written out.
+_PASS_CONFIGS: dict[str, dict[str, Any]] = {
+    "sm_90a": {"tl.disable_warp_specialized": True, "tl.disable_thread_storage_sync": True},
+    "sm_89": {},
+}
+
+
+def pass_configs(arch: str) -> dict[str, Any]:
+    """TileLang compiler options of the kernels for `arch`."""
+    return _PASS_CONFIGS[arch]
 
 
 def needs_workspace(config: KernelConfig, arch: str) -> bool:
@@ -111,5 +110,8 @@ def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
                         yield KernelConfig(swapped, weights, tokens, 128, num_stages, threads, split)
             for num_stages in base_stages if split == 1 else stages:
                 for tokens in token_rows:
+                    # A warpgroup with more than 64 rows multiplies them one after the other.
+                    if device.is_hopper and threads < 2 * tokens:
+                        continue
                     for weights in (16, 32, 64, 128):
                         yield KernelConfig(straight, tokens, weights, 128, num_stages, threads, split)

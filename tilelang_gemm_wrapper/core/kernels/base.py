@@ -3,15 +3,78 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper, persistent
+from tilelang_gemm_wrapper.core.kernels import ada, persistent, roles
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, ctas_per_sm, register_split
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    K_STEP,
+    LOADING_WARPS,
+    ctas_per_sm,
+    pieces,
+    register_split,
+)
+
+
+@T.macro
+def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
+    """Everything that the TMA warp does."""
+    if early > 0:
+        persistent.locate(at, tiles, 0)
+        roles.load_early(B, ring, at[1], 0, early, False)
+    for turn in T.serial(tiles.turns):
+        persistent.locate(at, tiles, turn)
+        m_start = at[0]
+        n_start = at[1]
+        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, early, first_thread, False)
+
+
+@T.macro
+def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early, first_thread):
+    """Everything that the scale warps do."""
+    if early > 0:
+        T.pdl_sync()
+    for turn in T.serial(tiles.turns):
+        persistent.locate(at, tiles, turn)
+        m_start = at[0]
+        n_start = at[1]
+        roles.feed_scales(
+            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, 0, steps, turn, first_thread
+        )
+
+
+@T.macro
+def multiply_tiles(warpgroup, ring, scale_shared, tiles, at, C, steps, early):
+    """Everything that warpgroup number `warpgroup` does: its piece of every tile of this CTA.
+
+    The TMA store of a tile is waited for only when the next tile is to be stored.
+    """
+    pieces_A, rows, columns = ring.A.shape[1], ring.A.shape[2], ring.B.shape[2]
+    piece_A, piece_B = warpgroup % pieces_A, warpgroup // pieces_A
+    C_shared = T.alloc_shared((rows, columns), BF16)
+    partial = T.alloc_fragment((rows, columns), F32)
+    accum = T.alloc_fragment((rows, columns), F32)
+    scale = T.alloc_fragment((rows,), F32)
+    if early > 0:
+        T.pdl_sync()
+    for turn in T.serial(tiles.turns):
+        roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, turn, piece_A, piece_B)
+        persistent.locate(at, tiles, turn)
+        m_start = at[0] + piece_A * rows
+        n_start = at[1] + piece_B * columns
+        if T.get_thread_binding() < warpgroup * 128 + 32:
+            T.tma_store_wait(0)
+        T.sync_threads(1 + warpgroup, 128)
+        T.copy(accum, C_shared)
+        T.fence_proxy_async()
+        T.sync_threads(5 + warpgroup, 128)
+        if T.get_thread_binding() < warpgroup * 128 + 32:
+            T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
+    if T.get_thread_binding() < warpgroup * 128 + 32:
+        T.tma_store_wait(0)
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count: int):
     """Hopper kernel: persistent, each warpgroup multiplying 64 tokens by its share of the tile's weights."""
-    warpgroups, row_groups = config.threads // 128, config.block_M // 64
-    column_groups = warpgroups // row_groups
+    warpgroups, (row_pieces, column_pieces) = config.threads // 128, pieces(config)
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
     early = min(stages, steps) if static_weights else 0
@@ -29,19 +92,19 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
     ):
         with T.Kernel(
             T.min(T.ceildiv(M, config.block_M) * -(-N // config.block_N), ctas),
-            threads=threads + 32 * persistent.LOADING_WARPS,
+            threads=threads + 32 * LOADING_WARPS,
         ) as cta:
-            A_shared = T.alloc_shared((stages, row_groups, 64, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, column_groups, config.block_N // column_groups, K_STEP), FP8)
+            A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, column_pieces, config.block_N // column_pieces, K_STEP), FP8)
             scale_shared = T.alloc_shared((stages, config.block_M), F32)
-            full = T.alloc_barrier([persistent.LOADING_WARPS] * stages)
+            full = T.alloc_barrier([LOADING_WARPS] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
-            ring = persistent.Ring(A_shared, B_shared, scale_shared, full, empty)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty)
             tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)
             at = T.alloc_local((2,), "int32")
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
-            thread, warp = T.get_thread_binding(), persistent.uniform_warp()
+            thread, warp = T.get_thread_binding(), roles.uniform_warp()
             if static_weights:
                 T.pdl_trigger()
 
@@ -51,26 +114,28 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                     T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
-                    persistent.feed_tiles(A, B, ring, tiles, at, steps, early, threads)
+                    load_tiles(A, B, ring, tiles, at, steps, early, threads)
                 else:
                     T.assume(thread >= threads + 32)
-                    persistent.feed_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, threads + 32)
+                    load_scales(
+                        A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early, threads + 32
+                    )
             else:
                 T.assume(thread < threads)
                 if math_registers:
                     T.inc_max_nreg(math_registers)
                 if warpgroups == 1:
-                    persistent.multiply_tiles(0, ring, tiles, at, C, steps, early)
+                    multiply_tiles(0, ring, scale_shared, tiles, at, C, steps, early)
                 elif warp < 4:
                     T.assume(thread < 128)
-                    persistent.multiply_tiles(0, ring, tiles, at, C, steps, early)
+                    multiply_tiles(0, ring, scale_shared, tiles, at, C, steps, early)
                 elif warp < 8:
                     T.assume(thread >= 128)
                     T.assume(thread < 256)
-                    persistent.multiply_tiles(1, ring, tiles, at, C, steps, early)
+                    multiply_tiles(1, ring, scale_shared, tiles, at, C, steps, early)
                 elif warpgroups == 3:
                     T.assume(thread >= 256)
-                    persistent.multiply_tiles(2, ring, tiles, at, C, steps, early)
+                    multiply_tiles(2, ring, scale_shared, tiles, at, C, steps, early)
 
     return base
 

@@ -5,6 +5,7 @@ Kept apart from the kernels so that a config can be judged without importing Til
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tilelang_gemm_wrapper.core.device import HOPPER_SHARED_MEMORY
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from tilelang_gemm_wrapper.core.config import KernelConfig
 
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
-PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
+LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
+SCALE_WARPS = LOADING_WARPS - 1
+PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see cluster.reduce_store
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
@@ -35,10 +38,8 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
         buffers.append(4 * tokens * (weights + PARTIAL_PAD))
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
-    if arch == "sm_90a" and config.is_swap_ab:
-        buffers.append(4 * steps * tokens)
-    if arch == "sm_90a" and config.kernel_type == "base":
-        buffers.append(4 * stages * tokens)
+    if arch == "sm_90a":
+        buffers += [4 * steps * tokens, 4 * steps] if config.is_swap_ab else [4 * stages * tokens]
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
@@ -54,7 +55,7 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
         return (
             f"threads = 384 with kernel_type {config.kernel_type!r} on {arch}; Hopper's 'base' alone takes it"
         )
-    values = 2 * config.block_M * config.block_N // config.threads
+    values = _values(config)
     if values > _MAX_TILE_VALUES_PER_THREAD:
         return (
             f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
@@ -65,24 +66,13 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
 
 
 def _why_no_wgmma(config: KernelConfig) -> str | None:
-    warpgroups = config.threads // 128
-    if config.kernel_type == "base" and (
-        config.threads < 2 * config.block_M or warpgroups % (config.block_M // 64)
-    ):
+    column_pieces = pieces(config)[1]
+    if config.block_N % column_pieces:
         return (
-            f"threads = {config.threads}; base takes a warpgroup of 128 for every 64 rows of a tile, or two; "
-            f"use {2 * config.block_M}"
+            f"threads = {config.threads}; their warpgroups cannot share {config.block_N} columns equally; use "
+            f"128 or 256"
         )
-    if config.block_M >= 64 * warpgroups:
-        columns = config.block_N
-        # TileLang 0.1.11 lets two warpgroups of several WGMMA each compute and store different rows.
-        if warpgroups > 1 and config.block_M > 64 * warpgroups:
-            return (
-                f"block_M = {config.block_M}; {warpgroups} warpgroups take {64 * warpgroups} rows; use "
-                f"block_M = {64 * warpgroups}, or 128 threads"
-            )
-    else:
-        columns = config.block_N // warpgroups
+    columns = config.block_N // column_pieces
     if columns != 8 and columns % 16:
         return (
             f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a "
@@ -92,7 +82,7 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
 
 
 def _why_no_mma(config: KernelConfig) -> str | None:
-    values = 2 * config.block_M * config.block_N // config.threads
+    values = _values(config)
     most = _MAX_ADA_SPLIT_VALUES if config.kernel_type == "splitK" else _MAX_ADA_VALUES
     if values > most:
         return (
@@ -113,24 +103,31 @@ def _why_no_mma(config: KernelConfig) -> str | None:
     return None
 
 
+def pieces(config: KernelConfig) -> tuple[int, int]:
+    """Into how many pieces Hopper's warpgroups cut the tile along block_M and along block_N, one for each."""
+    warpgroups = config.threads // 128
+    rows = math.gcd(config.block_M // 64, warpgroups)
+    return rows, warpgroups // rows
+
+
 def register_split(config: KernelConfig) -> tuple[int, int]:
     """Registers a thread of the multiplying and of the loading warps of Hopper's `base`, (0, 0) where equal.
 
     The register file holds 65536 and is given out by warpgroup. Accumulator and partial of a 64 x 128 piece
     are 128 values a thread: with 8 or 12 multiplying warps that is more than an equal share.
     """
-    if piece_columns(config) <= 64 or config.threads < 256:
+    if _values(config) <= 64 or config.threads < 256:
         return 0, 0
     return {256: (224, 56), 384: (160, 32)}[config.threads]
 
 
-def piece_columns(config: KernelConfig) -> int:
-    """Columns of its tile that one warpgroup of Hopper's `base` multiplies, by 64 rows."""
-    return config.block_N * (config.block_M // 64) // (config.threads // 128)
-
-
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
     """How many CTAs of Hopper's persistent `base` fit on an SM: that many for each SM share out the tiles."""
-    threads = config.threads + 128
-    registers = 65536 // (threads * min(255, piece_columns(config) + 40))
+    threads = config.threads + 32 * LOADING_WARPS
+    registers = 65536 // (threads * min(255, _values(config) + 40))
     return max(1, min(registers, HOPPER_SHARED_MEMORY // shared_memory_bytes(config, N, K, "sm_90a")))
+
+
+def _values(config: KernelConfig) -> int:
+    """Accumulator and partial, in float32 values a multiplying thread."""
+    return 2 * config.block_M * config.block_N // config.threads

@@ -6,18 +6,32 @@ For token counts that fill WGMMA's 64 rows while the tiles are still too few for
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, LOADING_WARPS, PARTIAL_PAD, pieces
 
 
-def sm_90a(N: int, K: int, config: KernelConfig):
+@T.macro
+def multiply_piece(warpgroup, ring, scale_shared, partial_shared, steps):
+    """One warpgroup's piece of the K steps of this CTA, in partial_shared[token, weight]."""
+    pieces_A, tokens, weights = ring.A.shape[1], ring.A.shape[2], ring.B.shape[2]
+    piece_A, piece_B = warpgroup % pieces_A, warpgroup // pieces_A
+    partial = T.alloc_fragment((tokens, weights), F32)
+    accum = T.alloc_fragment((tokens, weights), F32)
+    scale = T.alloc_fragment((tokens,), F32)
+    roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, 0, piece_A, piece_B)
+    for i, j in T.Parallel(tokens, weights):
+        partial_shared[piece_A * tokens + i, piece_B * weights + j] = accum[i, j]
+
+
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_tokens, tile_weights = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
+    row_pieces, column_pieces = pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
-    policy = hopper.warp_policy(config.block_M, threads)
+    early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -28,49 +42,56 @@ def sm_90a(N: int, K: int, config: KernelConfig):
         B_scale: T.Tensor((-(-N // 128), groups), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with hopper.cluster_kernel(
+        with cluster.kernel(
             T.ceildiv(M, tile_tokens),
             T.ceildiv(N, tile_weights),
             split_k,
-            threads=threads + hopper.PRODUCER_THREADS,
+            threads=threads + 32 * LOADING_WARPS,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(hopper.CLUSTER_SUM_SOURCE)
-            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
+            T.import_source(cluster.SUM_SOURCE)
+            A_shared = T.alloc_shared((stages, row_pieces, tile_tokens // row_pieces, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, column_pieces, tile_weights // column_pieces, K_STEP), FP8)
+            scale_shared = T.alloc_shared((stages, tile_tokens), F32)
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            scale = T.alloc_fragment((tile_tokens,), F32)
-            full = T.alloc_barrier([1] * stages)
+            full = T.alloc_barrier([LOADING_WARPS] * stages)
             empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+            # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
+            thread, warp = T.get_thread_binding(), roles.uniform_warp()
+            if static_weights:
+                T.pdl_trigger()
 
-            if T.get_thread_binding() >= threads:
-                hopper.fill_ring(
-                    A,
-                    B,
-                    A_shared,
-                    B_shared,
-                    full,
-                    empty,
-                    m_start,
-                    n_start,
-                    first_step,
-                    steps,
-                    threads,
-                    0,
-                    True,
-                )
+            if warp >= threads // 32:
+                T.assume(thread >= threads)
+                if warp == threads // 32:
+                    T.assume(thread < threads + 32)
+                    if early > 0:
+                        roles.load_early(B, ring, n_start, first_step, early, True)
+                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
+                else:
+                    T.assume(thread >= threads + 32)
+                    if early > 0:
+                        T.pdl_sync()
+                    roles.feed_scales(
+                        A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, 0,
+                        threads + 32,
+                    )  # fmt: skip
             else:
-                hopper.accumulate_rows(
-                    A_scale, B_scale, A_shared, B_shared, scale, partial, accum, full, empty,
-                    M, m_start, n_start, first_step, steps, policy,
-                )  # fmt: skip
-                for i, j in T.Parallel(tile_tokens, tile_weights):
-                    partial_shared[i, j] = accum[i, j]
-            hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+                T.assume(thread < threads)
+                if early > 0:
+                    T.pdl_sync()
+                if threads == 128:
+                    multiply_piece(0, ring, scale_shared, partial_shared, steps)
+                elif warp < 4:
+                    T.assume(thread < 128)
+                    multiply_piece(0, ring, scale_shared, partial_shared, steps)
+                else:
+                    T.assume(thread >= 128)
+                    multiply_piece(1, ring, scale_shared, partial_shared, steps)
+            cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 
     return split_k_base
 

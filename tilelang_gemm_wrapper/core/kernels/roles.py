@@ -1,0 +1,258 @@
+"""Building blocks of the Hopper kernels: warps with roles of their own around a ring of shared-memory slots.
+
+One warp feeds both operands through TMA, every warpgroup multiplies its own piece of the tile, and in base
+and splitK three more warps bring the scales. A slot holds one 128-wide K step; it is full when every loading
+warp has arrived and empty when every multiplying warp has. A WGMMA of e4m3 keeps only about 14 bits of
+mantissa in its accumulator, so each K step starts from zero and its partial is scaled and added in float32
+("promotion").
+
+What the loop costs besides its WGMMAs decides the speed (measured in docs/hopper-speed.md). Hence:
+
+- Branches on the role go by a warp index that is uniform for the compiler (`uniform_warp`), and each
+  multiplying warpgroup has code of its own. Only then are descriptors computed in uniform registers, which
+  WGMMA needs them in, instead of being moved there before every instruction.
+- The ring starts at slot 0 with every tile and the loop over its slots is unrolled, so that slots are
+  constants, and the wait for the next slot is issued among the additions of this one.
+
+The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels.
+"""
+
+from typing import Any, NamedTuple
+
+import tilelang.language as T
+from tilelang.layout import make_swizzled_layout
+
+from tilelang_gemm_wrapper.core.kernels.operands import F32
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, SCALE_WARPS
+
+SCALE_LANES = 32 * SCALE_WARPS
+
+
+class Ring(NamedTuple):
+    """The slots, each for one K step, and their barriers.
+
+    A and B hold the tile of that operand in the pieces that the warpgroups multiply: (stages, pieces, rows of
+    a piece, 128) e4m3.
+    """
+
+    A: Any
+    B: Any
+    full: Any
+    empty: Any
+
+    @property
+    def stages(self) -> int:
+        return int(self.A.shape[0])
+
+
+def swizzled(*buffers):
+    """Layout annotation for shared tiles that TMA writes and WGMMA reads (128-byte swizzle)."""
+    return T.annotate_layout({buffer: make_swizzled_layout(buffer) for buffer in buffers})
+
+
+def uniform_warp():
+    """Index of the calling thread's warp, known to the compiler to be the same in all its lanes."""
+    return T.shfl_sync(T.get_thread_binding() // 32, 0)
+
+
+def use_of(slot, turn, lap, steps, stages):
+    """How often `slot` was used before this, in tile number `turn` of the CTA: what its phase goes by."""
+    uses_of_a_tile = (steps - slot + stages - 1) // stages
+    return turn * uses_of_a_tile + lap
+
+
+@T.macro
+def load_step(operand, pieces, full, slot, start, k, last_use):
+    """Put one operand's tile of K step `k` on its way; `last_use`: it need not stay in L2."""
+    rows = pieces.shape[2]
+    for piece in T.unroll(pieces.shape[1]):
+        T.tma_copy(
+            operand[start + piece * rows : start + (piece + 1) * rows, k * K_STEP : (k + 1) * K_STEP],
+            pieces[slot, piece, :, :],
+            barrier=full[slot],
+            eviction_policy="evict_first" if last_use else None,
+        )
+
+
+@T.macro
+def load_early(B, ring, n_start, first_step, early, last_use):
+    """Weights that were there before the stream's preceding kernel need not wait for it, all else does.
+
+    With programmatic dependent launch a kernel starts while its predecessor still runs. What that one writes
+    may be read only after `pdl_sync`: the tokens, their scales, and the memory that C overwrites.
+    """
+    for k in T.serial(early):
+        load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
+    T.pdl_sync()
+
+
+@T.macro
+def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, first_thread, last_use):
+    """The TMA warp: both operands of every K step of one tile; the first `early` weights are on their way."""
+    for k in T.serial(steps):
+        slot = k % ring.stages
+        T.barrier_wait(ring.empty[slot], (use_of(slot, turn, k // ring.stages, steps, ring.stages) & 1) ^ 1)
+        if turn * steps + k >= early:
+            load_step(B, ring.B, ring.full, slot, n_start, first_step + k, last_use)
+        load_step(A, ring.A, ring.full, slot, m_start, first_step + k, False)
+        if T.get_thread_binding() == first_thread:
+            T.barrier_arrive(ring.full[slot])
+
+
+@T.macro
+def feed_scales(
+    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, turn, first_thread
+):
+    """The scale warps: scale_shared[slot, token] = A_scale * B_scale of every K step of one tile.
+
+    Scales are read one step ahead, into registers, because a slot is free for less time than the read takes.
+    Rows past M read the last row's scale; what they scale is never stored.
+    """
+    tile_tokens = int(scale_shared.shape[1])
+    rows_per_lane = -(-tile_tokens // SCALE_LANES)
+    lane = T.get_thread_binding() - first_thread
+    token_scale = T.alloc_local((2, rows_per_lane), F32)
+    weight_scale = T.alloc_local((2,), F32)
+    row = T.alloc_local((rows_per_lane,), "int32")
+    group = T.min(n_start // 128, B_scale.shape[0] - 1)
+    for i in T.unroll(rows_per_lane):
+        row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
+    weight_scale[1] = B_scale[group, first_step]
+    for i in T.unroll(rows_per_lane):
+        token_scale[1, i] = A_scale[row[i], first_step]
+    for k in T.serial(steps):
+        slot = k % ring.stages
+        weight_scale[0] = weight_scale[1]
+        for i in T.unroll(rows_per_lane):
+            token_scale[0, i] = token_scale[1, i]
+        ahead = first_step + T.min(k + 1, steps - 1)
+        weight_scale[1] = B_scale[group, ahead]
+        for i in T.unroll(rows_per_lane):
+            token_scale[1, i] = A_scale[row[i], ahead]
+        T.barrier_wait(ring.empty[slot], (use_of(slot, turn, k // ring.stages, steps, ring.stages) & 1) ^ 1)
+        for i in T.unroll(rows_per_lane):
+            if i * SCALE_LANES + lane < tile_tokens:
+                scale_shared[slot, i * SCALE_LANES + lane] = token_scale[0, i] * weight_scale[0]
+        T.sync_warp()
+        if T.get_thread_binding() % 32 == 0:
+            T.barrier_arrive(ring.full[slot])
+
+
+@T.macro
+def multiply(rows, columns, ring, slot, partial):
+    """`partial = rows @ columns.T` for one piece, then give the slot back."""
+    T.wgmma_gemm(rows, columns, partial, transpose_B=True, clear_accum=True)
+    T.wait_wgmma(0)
+    if T.get_thread_binding() % 32 == 0:
+        T.barrier_arrive(ring.empty[slot])
+
+
+@T.macro
+def tokens_step(ring, scale_shared, partial, accum, scale, slot, use, piece_A, piece_B):
+    """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight]."""
+    tokens = accum.shape[0]
+    T.barrier_wait(ring.full[slot], use & 1)
+    T.copy(scale_shared[slot, piece_A * tokens : (piece_A + 1) * tokens], scale)
+    multiply(ring.A[slot, piece_A, :, :], ring.B[slot, piece_B, :, :], ring, slot, partial)
+    for i, j in T.Parallel(tokens, accum.shape[1]):
+        accum[i, j] += partial[i, j] * scale[i]
+
+
+@T.macro
+def accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, turn, piece_A, piece_B):
+    """All K steps of one tile for a warpgroup of base or splitK."""
+    T.clear(accum)
+    for lap in T.serial(steps // ring.stages):
+        for slot in T.unroll(ring.stages):
+            use = use_of(slot, turn, lap, steps, ring.stages)
+            tokens_step(ring, scale_shared, partial, accum, scale, slot, use, piece_A, piece_B)
+    for slot in T.unroll(steps % ring.stages):
+        rest = use_of(slot, turn, steps // ring.stages, steps, ring.stages)
+        tokens_step(ring, scale_shared, partial, accum, scale, slot, rest, piece_A, piece_B)
+
+
+@T.macro
+def weights_step(ring, scale_strip, partial, accum, slot, k, piece_A, piece_B):
+    """One K step of a warpgroup with weights in WGMMA's rows: accum[weight, token]."""
+    T.barrier_wait(ring.full[slot], (k // ring.stages) & 1)
+    multiply(ring.B[slot, piece_B, :, :], ring.A[slot, piece_A, :, :], ring, slot, partial)
+    tokens = accum.shape[1]
+    for i, j in T.Parallel(accum.shape[0], tokens):
+        accum[i, j] += partial[i, j] * scale_strip[k, piece_A * tokens + j]
+
+
+@T.macro
+def accumulate_weights(ring, scale_strip, partial, accum, piece_A, piece_B):
+    """All K steps of `scale_strip` for a warpgroup of the swapAB kinds."""
+    steps = int(scale_strip.shape[0])
+    T.clear(accum)
+    for lap in T.serial(steps // ring.stages):
+        for slot in T.unroll(ring.stages):
+            weights_step(ring, scale_strip, partial, accum, slot, lap * ring.stages + slot, piece_A, piece_B)
+    for slot in T.unroll(steps % ring.stages):
+        k = steps // ring.stages * ring.stages + slot
+        weights_step(ring, scale_strip, partial, accum, slot, k, piece_A, piece_B)
+
+
+@T.macro
+def stage_scales(
+    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+):
+    """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
+
+    Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. The
+    scales of the weights, which come from DRAM, are read before the wait for the stream's preceding kernel
+    where the weights are. Neighbouring threads stage neighbouring tokens whatever the layout of A_scale:
+    walking along K where that is contiguous was slower on an H200, not faster.
+    """
+    steps, tile_tokens = scale_strip.shape
+    for k in T.Parallel(steps):
+        weight_strip[k] = B_scale[n_start // 128, first_step + k]
+    if early > 0:
+        T.pdl_sync()
+    T.sync_threads(1, threads)
+    for k, j in T.Parallel(steps, tile_tokens):
+        scale_strip[k, j] = T.if_then_else(
+            m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
+        )
+    T.sync_threads(1, threads)
+
+
+@T.macro
+def multiply_swapped(warpgroup, ring, scale_strip, tile_shared):
+    """One warpgroup's piece of a swapAB tile, transposed into tile_shared[token, weight]."""
+    pieces_B, weights, tokens = ring.B.shape[1], ring.B.shape[2], ring.A.shape[2]
+    piece_B, piece_A = warpgroup % pieces_B, warpgroup // pieces_B
+    partial = T.alloc_fragment((weights, tokens), F32)
+    accum = T.alloc_fragment((weights, tokens), F32)
+    accumulate_weights(ring, scale_strip, partial, accum, piece_A, piece_B)
+    for i, j in T.Parallel(weights, tokens):
+        tile_shared[piece_A * tokens + j, piece_B * weights + i] = accum[i, j]
+
+
+@T.macro
+def swapped_tile(
+    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, tile_shared, M, m_start, n_start, first_step,
+    threads, early,
+):  # fmt: skip
+    """All roles of a swapAB kind: tile_shared[token, weight] = the sum over its K steps from `first_step` on."""
+    # Branches go by the warp; TileLang learns from the assumptions which threads take them.
+    thread, warp = T.get_thread_binding(), uniform_warp()
+    if warp >= threads // 32:
+        T.assume(thread >= threads)
+        if early > 0:
+            load_early(B, ring, n_start, first_step, early, True)
+        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, early, threads, True)
+    else:
+        T.assume(thread < threads)
+        stage_scales(
+            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+        )
+        if threads == 128:
+            multiply_swapped(0, ring, scale_strip, tile_shared)
+        elif warp < 4:
+            T.assume(thread < 128)
+            multiply_swapped(0, ring, scale_strip, tile_shared)
+        else:
+            T.assume(thread >= 128)
+            multiply_swapped(1, ring, scale_strip, tile_shared)
