@@ -69,8 +69,8 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
     column_pieces = pieces(config)[1]
     if config.block_N % column_pieces:
         return (
-            f"threads = {config.threads}; their warpgroups cannot share {config.block_N} columns equally; use "
-            f"128 or 256"
+            f"threads = {config.threads}; its warpgroups cannot share {config.block_N} columns equally; "
+            f"use 128 or 256"
         )
     columns = config.block_N // column_pieces
     if columns != 8 and columns % 16:

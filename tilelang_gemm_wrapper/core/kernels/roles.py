@@ -235,7 +235,7 @@ def swapped_tile(
     A, A_scale, B, B_scale, ring, weight_strip, scale_strip, tile_shared, M, m_start, n_start, first_step,
     threads, early,
 ):  # fmt: skip
-    """All roles of a swapAB kind: tile_shared[token, weight] = the sum over its K steps from `first_step` on."""
+    """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
     # Branches go by the warp; TileLang learns from the assumptions which threads take them.
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
