@@ -42,7 +42,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, 0, False
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False
                 )
             else:
                 hopper.accumulate_rows(

@@ -68,33 +68,29 @@ def cluster_kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
 
 
 @T.macro
-def load_weights(B, B_shared, full, slot, n_start, k_start, weights_once):
-    """Put one weight tile on its way; `weights_once`: no later CTA reads it, so it need not stay in L2."""
+def load_tile(operand, tiles, full, slot, start, k, read_once):
+    """Put the tile of K step `k` on its way into its slot; `read_once`: it need not stay in the L2 cache."""
     T.tma_copy(
-        B[n_start : n_start + B_shared.shape[1], k_start : k_start + K_STEP],
-        B_shared[slot, :, :],
+        operand[start : start + tiles.shape[1], k * K_STEP : (k + 1) * K_STEP],
+        tiles[slot, :, :],
         barrier=full[slot],
-        eviction_policy="evict_first" if weights_once else None,
+        eviction_policy="evict_first" if read_once else None,
     )
 
 
 @T.macro
-def load_tokens(A, A_shared, full, slot, m_start, k_start, threads):
-    """Put the token tile on its way and declare the slot's loads complete."""
-    T.tma_copy(
-        A[m_start : m_start + A_shared.shape[1], k_start : k_start + K_STEP],
-        A_shared[slot, :, :],
-        barrier=full[slot],
-    )
+def all_loads_issued(full, slot, threads):
     if T.get_thread_binding() == threads:
         T.barrier_arrive(full[slot])
 
 
 @T.macro
 def fill_ring(
-    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, early, weights_once
+    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, weights_once, early=0
 ):
     """Producer warp: load each K step's token tile and weight tile into the next free slot.
+
+    `weights_once`: no later CTA will read these weights again, so they need not stay in the L2 cache.
 
     With programmatic dependent launch a kernel starts while its predecessor in the stream still runs. What
     that one writes may be read only after `pdl_sync`: the tokens, their scales, and the memory that C
@@ -103,15 +99,17 @@ def fill_ring(
     num_stages = A_shared.shape[0]
     if early > 0:
         for k in T.serial(early):
-            load_weights(B, B_shared, full, k, n_start, (first_step + k) * K_STEP, weights_once)
+            load_tile(B, B_shared, full, k, n_start, first_step + k, weights_once)
         T.pdl_sync()
         for k in T.serial(early):
-            load_tokens(A, A_shared, full, k, m_start, (first_step + k) * K_STEP, threads)
+            load_tile(A, A_shared, full, k, m_start, first_step + k, False)
+            all_loads_issued(full, k, threads)
     for k in T.serial(early, steps):
         slot = k % num_stages
         T.barrier_wait(empty[slot], ((k // num_stages) & 1) ^ 1)
-        load_weights(B, B_shared, full, slot, n_start, (first_step + k) * K_STEP, weights_once)
-        load_tokens(A, A_shared, full, slot, m_start, (first_step + k) * K_STEP, threads)
+        load_tile(B, B_shared, full, slot, n_start, first_step + k, weights_once)
+        load_tile(A, A_shared, full, slot, m_start, first_step + k, False)
+        all_loads_issued(full, slot, threads)
 
 
 @T.macro
@@ -160,9 +158,11 @@ def accumulate_rows(
 @T.macro
 def accumulate_columns(
     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-    M, m_start, n_start, first_step, threads, policy,
+    M, m_start, n_start, first_step, threads, policy, early,
 ):  # fmt: skip
     """Math warps of the swapAB kinds: accum[weight, token] over all K steps of `scale_shared`.
+
+    Where weights went ahead (`early`, see `fill_ring`), the math warps wait for the preceding kernel here.
 
     scale_shared[k, token] = A_scale * B_scale is staged once, up front: a thread promotes two of every eight
     tokens, too many scales for registers. Neighbouring threads stage neighbouring tokens whatever the layout
@@ -170,6 +170,8 @@ def accumulate_columns(
     """
     tile_weights, tile_tokens = accum.shape
     steps = scale_shared.shape[0]
+    if early > 0:
+        T.pdl_sync()
     for k, j in T.Parallel(steps, tile_tokens):
         scale_shared[k, j] = T.if_then_else(
             m_start + j < M,

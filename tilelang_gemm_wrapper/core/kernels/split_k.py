@@ -49,19 +49,7 @@ def sm_90a(N: int, K: int, config: KernelConfig):
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A,
-                    B,
-                    A_shared,
-                    B_shared,
-                    full,
-                    empty,
-                    m_start,
-                    n_start,
-                    first_step,
-                    steps,
-                    threads,
-                    0,
-                    True,
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
                 )
             else:
                 hopper.accumulate_rows(

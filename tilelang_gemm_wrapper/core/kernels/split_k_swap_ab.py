@@ -49,7 +49,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
-            if static_weights:
+            if early > 0:
                 T.pdl_trigger()
 
             if T.get_thread_binding() >= threads:
@@ -65,15 +65,13 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
                     first_step,
                     steps,
                     threads,
-                    early,
                     True,
+                    early,
                 )
             else:
-                if early > 0:
-                    T.pdl_sync()
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-                    M, m_start, n_start, first_step, threads, policy,
+                    M, m_start, n_start, first_step, threads, policy, early,
                 )  # fmt: skip
                 for i, j in T.Parallel(tile_weights, tile_tokens):
                     partial_shared[j, i] = accum[i, j]

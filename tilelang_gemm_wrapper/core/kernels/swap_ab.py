@@ -42,20 +42,17 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
             empty = T.alloc_barrier([threads // 32] * stages)
             hopper.swizzled(A_shared, B_shared)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            if static_weights:
+            if early > 0:
                 T.pdl_trigger()
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads,
-                    early, True,
-                )  # fmt: skip
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, True, early
+                )
             else:
-                if early > 0:
-                    T.pdl_sync()
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-                    M, m_start, n_start, 0, threads, policy,
+                    M, m_start, n_start, 0, threads, policy, early,
                 )  # fmt: skip
                 for i, j in T.Parallel(tile_weights, tile_tokens):
                     C_shared[j, i] = accum[i, j]
