@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tilelang_gemm_wrapper import backends
+from tilelang_gemm_wrapper import backends, configurer
 from tilelang_gemm_wrapper.core import wrapper
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -65,6 +65,13 @@ def test_each_m_launches_its_choice_compiled_once(compiler):
     assert [config for config, _ in compiler.launched] == [SWAP, SWAP, SPLIT, SPLIT, SPLIT, SPLIT, SWAP]
     assert {tensors for _, tensors in compiler.launched} == {("A", "A_scale", "B", "B_scale", "C")}
     assert compiler.jobs == [CompileJob(N, K, SWAP, "sm_90a"), CompileJob(N, K, SPLIT, "sm_90a")]
+
+
+def test_a_setting_that_cannot_be_meant_is_told_not_taken_for_a_failed_compile(compiler, monkeypatch):
+    monkeypatch.setenv(configurer.STATIC_WEIGHTS, "constant")
+    with pytest.raises(ValueError, match="TILELANG_GEMM_STATIC_WEIGHTS"):
+        wrapper.Gemm(table(SWAP), CPU)(1, "A", "A_scale", "B", "B_scale", "C")
+    assert compiler.jobs == []
 
 
 def test_threads_share_one_compile(compiler):

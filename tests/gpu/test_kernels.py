@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core.workload import error, integer_workload, random_workload, reference
+from tilelang_gemm_wrapper.core.workload import Workload, error, integer_workload, random_workload, reference
 
 from .cases import ALL_CONFIGS, CONFIGS, SHAPES, gemm_of, valid
 
@@ -147,13 +147,7 @@ def test_tokens_written_just_before_are_waited_for(config, static_weights, monke
     gemm.prepare(0)
     first = random_workload(200, N, K, "cuda", 0)
     tokens = [random_workload(200, N, K, "cuda", seed) for seed in range(1, 5)]
-    expected = []
-    for workload in tokens:
-        C = first.empty_output()
-        torch.cuda.synchronize()
-        gemm(200, workload.A, workload.A_scale, first.B, first.B_scale, C)
-        torch.cuda.synchronize()
-        expected.append(C)
+    expected = [_launch(config, Workload(one.A, one.A_scale, first.B, first.B_scale)) for one in tokens]
     A, A_scale, C = first.A.clone(), first.A_scale.clone(), first.empty_output()
     results = [first.empty_output() for _ in range(40)]
     graph = torch.cuda.CUDAGraph()

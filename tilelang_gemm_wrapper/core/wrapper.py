@@ -12,8 +12,7 @@ import torch
 from tilelang_gemm_wrapper import backends
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel
-from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.device import Device, cpu_device, device_of
+from tilelang_gemm_wrapper.core.device import cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable, build_table, fallback_choice, log_notes
 
 logger = logging.getLogger(__name__)
@@ -64,10 +63,9 @@ class Gemm:
     def _load(self, position: int) -> Launch:
         choice = self.choices[position]
         if choice.config is not None:
+            job = CompileJob.on(self.table.N, self.table.K, choice.config, self.table.device)
             try:
-                return tilelang_launch(
-                    self.table.N, self.table.K, choice.config, self.table.device, self._index
-                )
+                return tilelang_launch(job, self._index)
             except Exception as problem:  # any compiler failure: the call must still give its result
                 choice = self.choices[position] = fallback_choice(
                     self.table.N,
@@ -79,10 +77,10 @@ class Gemm:
         return backends.backend(choice.kernel).gemm
 
 
-def tilelang_launch(N: int, K: int, config: KernelConfig, device: Device, index: int) -> Launch:
-    kernel = compile_kernel(CompileJob.on(N, K, config, device))
-    if kernel_registry.needs_workspace(config, device.arch):
-        kernel = _with_workspace(kernel, N, config.split_k)
+def tilelang_launch(job: CompileJob, index: int) -> Launch:
+    kernel = compile_kernel(job)
+    if kernel_registry.needs_workspace(job.config, job.arch):
+        kernel = _with_workspace(kernel, job.N, job.config.split_k)
     return kernel if torch.cuda.device_count() == 1 else _on_device(kernel, index)
 
 

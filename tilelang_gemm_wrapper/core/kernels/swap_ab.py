@@ -43,7 +43,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            if static_weights:
+            if early > 0:
                 T.pdl_trigger()
             roles.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, C_shared, M, m_start, n_start, 0,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.failure_text import first_line
@@ -78,7 +79,7 @@ class GpuBench:
 
         environment = asdict(Environment.here(self._device.name, record_conditions().driver))
         del environment["date"]
-        return {**environment, "kernels": code_version()}
+        return {**environment, "kernels": code_version(), "static_weights": configurer.static_weights()}
 
     def open(self, N: int, K: int, m_max: int) -> dict[str, Any]:
         """Make fresh random data and cold copies; returns the fields of `ShapeConditions` but N and K."""
@@ -176,13 +177,13 @@ class GpuBench:
     def launcher(self, config: KernelConfig) -> Callable[..., None]:
         """What launches `config` on (A, A_scale, B, B_scale, C)."""
         from tilelang_gemm_wrapper import backends
+        from tilelang_gemm_wrapper.core.compile_cache import CompileJob
         from tilelang_gemm_wrapper.core.wrapper import tilelang_launch
 
         matrix = self._matrix
         if config.is_tilelang:
-            return tilelang_launch(
-                matrix.N, matrix.K, config, self._device, self._torch.cuda.current_device()
-            )
+            job = CompileJob.on(matrix.N, matrix.K, config, self._device)
+            return tilelang_launch(job, self._torch.cuda.current_device())
         backend = backends.backend(config.kernel_type)
         why = backend.why_unavailable(self._device) or backend.why_unsupported(matrix.N, matrix.K)
         if why:
