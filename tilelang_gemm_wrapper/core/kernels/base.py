@@ -11,6 +11,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
     ctas_per_sm,
     pieces,
     register_split,
+    scale_blocks,
 )
 
 
@@ -42,39 +43,44 @@ def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early
 
 
 @T.macro
-def multiply_tiles(warpgroup, ring, scale_shared, tiles, at, C, steps, early):
-    """Everything that warpgroup number `warpgroup` does: its piece of every tile of this CTA.
+def multiply_tiles(warpgroup, warpgroups, ring, scale_shared, parts, tiles, at, C, steps, early):
+    """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
     The TMA store of a tile is waited for only when the next tile is to be stored.
     """
-    pieces_A, rows, columns = ring.A.shape[1], ring.A.shape[2], ring.B.shape[2]
-    piece_A, piece_B = warpgroup % pieces_A, warpgroup // pieces_A
-    C_shared = T.alloc_shared((rows, columns), BF16)
+    share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
+    rows, columns = ring.A.shape[2], ring.B.shape[2]
+    C_shared = T.alloc_shared((rows, columns), BF16) if share.group == 0 else None
     partial = T.alloc_fragment((rows, columns), F32)
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
+    scale_beyond = T.alloc_fragment((rows,), F32)
     if early > 0:
         T.pdl_sync()
     for turn in T.serial(tiles.turns):
-        roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, turn, piece_A, piece_B)
         persistent.locate(at, tiles, turn)
-        m_start = at[0] + piece_A * rows
-        n_start = at[1] + piece_B * columns
-        if T.get_thread_binding() < warpgroup * 128 + 32:
-            T.tma_store_wait(0)
-        T.sync_threads(1 + warpgroup, 128)
-        T.copy(accum, C_shared)
-        T.fence_proxy_async()
-        T.sync_threads(5 + warpgroup, 128)
-        if T.get_thread_binding() < warpgroup * 128 + 32:
-            T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
-    if T.get_thread_binding() < warpgroup * 128 + 32:
+        m_start = at[0] + share.piece * rows
+        n_start = at[1]
+        roles.accumulate_tokens(
+            ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, turn, share
+        )
+        roles.sum_groups(accum, parts, share)
+        if share.group == 0:
+            if T.get_thread_binding() < warpgroup * 128 + 32:
+                T.tma_store_wait(0)
+            T.sync_threads(1 + share.piece, 128)
+            T.copy(accum, C_shared)
+            T.fence_proxy_async()
+            T.sync_threads(5 + share.piece, 128)
+            if T.get_thread_binding() < warpgroup * 128 + 32:
+                T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
+    if share.group == 0 and T.get_thread_binding() < warpgroup * 128 + 32:
         T.tma_store_wait(0)
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count: int):
-    """Hopper kernel: persistent, each warpgroup multiplying 64 tokens by its share of the tile's weights."""
-    warpgroups, (row_pieces, column_pieces) = config.threads // 128, pieces(config)
+    """Hopper kernel: persistent, the store of a tile under the K steps of the next."""
+    warpgroups, row_pieces = config.threads // 128, pieces(config)
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
     early = min(stages, steps) if static_weights else 0
@@ -95,10 +101,13 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             threads=threads + 32 * LOADING_WARPS,
         ) as cta:
             A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, column_pieces, config.block_N // column_pieces, K_STEP), FP8)
-            scale_shared = T.alloc_shared((stages, config.block_M), F32)
+            B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
+            scale_shared = T.alloc_shared((stages, scale_blocks(config), config.block_M), F32)
+            parts = roles.alloc_group_parts(
+                config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
+            )
             full = T.alloc_barrier([LOADING_WARPS] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
+            empty = T.alloc_barrier([4 * row_pieces] * stages)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)
@@ -124,18 +133,11 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                 T.assume(thread < threads)
                 if math_registers:
                     T.inc_max_nreg(math_registers)
-                if warpgroups == 1:
-                    multiply_tiles(0, ring, scale_shared, tiles, at, C, steps, early)
-                elif warp < 4:
-                    T.assume(thread < 128)
-                    multiply_tiles(0, ring, scale_shared, tiles, at, C, steps, early)
-                elif warp < 8:
-                    T.assume(thread >= 128)
-                    T.assume(thread < 256)
-                    multiply_tiles(1, ring, scale_shared, tiles, at, C, steps, early)
-                elif warpgroups == 3:
-                    T.assume(thread >= 256)
-                    multiply_tiles(2, ring, scale_shared, tiles, at, C, steps, early)
+                roles.by_warpgroup(
+                    warpgroups,
+                    multiply_tiles,
+                    (warpgroups, ring, scale_shared, parts, tiles, at, C, steps, early),
+                )
 
     return base
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 SCALE_WARPS = LOADING_WARPS - 1
+GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see cluster.reduce_store
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
@@ -23,6 +24,7 @@ _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled
 # Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
 # addresses and scales under the 255-register limit; the next size up (256) spills.
 _MAX_TILE_VALUES_PER_THREAD = 128
+_OTHER_VALUES = 48  # registers for addresses, scales and loops
 # On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
 _MAX_ADA_VALUES = 64
 _MAX_ADA_SPLIT_VALUES = 32
@@ -39,23 +41,27 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
     if arch == "sm_90a":
-        buffers += [4 * steps * tokens, 4 * steps] if config.is_swap_ab else [4 * stages * tokens]
+        if config.is_swap_ab:
+            buffers += [4 * steps * tokens, 4 * steps]
+        else:
+            buffers.append(4 * stages * scale_blocks(config) * tokens)
+        buffers.append(4 * (_step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
 def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | None:
     """Why this tile has no kernel on `arch`: a clause naming field, value and remedy, or None."""
-    if config.tile_weights not in (16, 32, 64, 128):
+    widths = _tile_weights(config, arch)
+    if config.tile_weights not in widths:
         field = "block_M" if config.is_swap_ab else "block_N"
         return (
-            f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale "
-            f"block"
+            f"{field} = {config.tile_weights}; for {config.kernel_type!r} on {arch} it must be one of "
+            f"{', '.join(map(str, widths))}, to lie in one scale block or across two"
         )
-    if config.threads == 384 and (arch != "sm_90a" or config.kernel_type != "base"):
-        return (
-            f"threads = 384 with kernel_type {config.kernel_type!r} on {arch}; Hopper's 'base' alone takes it"
-        )
-    values = _values(config)
+    most_threads = 256 if arch != "sm_90a" else 512
+    if config.threads > most_threads:
+        return f"threads = {config.threads}; {arch} takes at most {most_threads} math threads"
+    values = _values(config, arch)
     if values > _MAX_TILE_VALUES_PER_THREAD:
         return (
             f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
@@ -65,24 +71,33 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
     return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
 
 
+def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
+    if arch == "sm_90a" and not config.is_swap_ab:
+        return tuple(range(16, 129, 16))
+    return 16, 32, 64, 128
+
+
 def _why_no_wgmma(config: KernelConfig) -> str | None:
-    column_pieces = pieces(config)[1]
-    if config.block_N % column_pieces:
+    if config.block_N != 8 and config.block_N % 16:
+        return f"block_N = {config.block_N}; WGMMA here takes 8 or a multiple of 16"
+    most = 64 if config.threads == 512 else _MAX_TILE_VALUES_PER_THREAD
+    if _values(config, "sm_90a") > most:
         return (
-            f"threads = {config.threads}; its warpgroups cannot share {config.block_N} columns equally; "
-            f"use 128 or 256"
+            f"a {config.block_M} x {config.block_N} tile keeps {_values(config, 'sm_90a')} float32 values a "
+            f"thread in registers, more than the {most} that {config.threads} threads have room for; use fewer "
+            f"threads or a smaller tile"
         )
-    columns = config.block_N // column_pieces
-    if columns != 8 and columns % 16:
+    groups = _step_groups(config)
+    if max(1, config.num_stages) % groups:
         return (
-            f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a "
-            f"multiple of 16"
+            f"num_stages = {config.num_stages}; on {config.threads} threads {groups} groups of warpgroups take "
+            f"turns at the stages of a {config.block_M}-row tile, so it must be a multiple of {groups}"
         )
     return None
 
 
 def _why_no_mma(config: KernelConfig) -> str | None:
-    values = _values(config)
+    values = _values(config, "sm_89")
     most = _MAX_ADA_SPLIT_VALUES if config.kernel_type == "splitK" else _MAX_ADA_VALUES
     if values > most:
         return (
@@ -103,31 +118,41 @@ def _why_no_mma(config: KernelConfig) -> str | None:
     return None
 
 
-def pieces(config: KernelConfig) -> tuple[int, int]:
-    """Into how many pieces Hopper's warpgroups cut the tile along block_M and along block_N, one for each."""
-    warpgroups = config.threads // 128
-    rows = math.gcd(config.block_M // 64, warpgroups)
-    return rows, warpgroups // rows
+def pieces(config: KernelConfig) -> int:
+    """Into how many pieces Hopper's warpgroups cut the tile along block_M."""
+    return math.gcd(config.block_M // 64, config.threads // 128)
+
+
+def _step_groups(config: KernelConfig) -> int:
+    """How many groups of warpgroups take turns at the K steps of a tile on Hopper."""
+    return config.threads // 128 // pieces(config)
+
+
+def scale_blocks(config: KernelConfig) -> int:
+    """Across how many blocks of B's scales a tile of base or splitK can lie."""
+    return 1 if 128 % config.block_N == 0 else 2
 
 
 def register_split(config: KernelConfig) -> tuple[int, int]:
     """Registers a thread of the multiplying and of the loading warps of Hopper's `base`, (0, 0) where equal.
 
-    The register file holds 65536 and is given out by warpgroup. Accumulator and partial of a 64 x 128 piece
-    are 128 values a thread: with 8 or 12 multiplying warps that is more than an equal share.
+    A CTA gets an equal share of the 65536 for every thread, in eights. Where accumulator and partial need
+    more, the loading warps give some of theirs; to ask for more than they gave is to wait forever.
     """
-    if _values(config) <= 64 or config.threads < 256:
+    equal_share = 65536 // (config.threads + 32 * LOADING_WARPS)
+    if config.threads == 128 or _values(config, "sm_90a") + _OTHER_VALUES <= equal_share:
         return 0, 0
-    return {256: (224, 56), 384: (160, 32)}[config.threads]
+    return {256: (224, 56), 384: (160, 32), 512: (112, 32)}[config.threads]
 
 
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
     """How many CTAs of Hopper's persistent `base` fit on an SM: that many for each SM share out the tiles."""
     threads = config.threads + 32 * LOADING_WARPS
-    registers = 65536 // (threads * min(255, _values(config) + 40))
+    registers = 65536 // (threads * min(255, _values(config, "sm_90a") + _OTHER_VALUES))
     return max(1, min(registers, HOPPER_SHARED_MEMORY // shared_memory_bytes(config, N, K, "sm_90a")))
 
 
-def _values(config: KernelConfig) -> int:
+def _values(config: KernelConfig, arch: str) -> int:
     """Accumulator and partial, in float32 values a multiplying thread."""
-    return 2 * config.block_M * config.block_N // config.threads
+    groups = _step_groups(config) if arch == "sm_90a" else 1
+    return 2 * config.block_M * config.block_N * groups // config.threads

@@ -1,15 +1,18 @@
 """Building blocks of the Hopper kernels: warps with roles of their own around a ring of shared-memory slots.
 
-One warp feeds both operands through TMA, every warpgroup multiplies its own piece of the tile, and in base
-and splitK three more warps bring the scales. A slot holds one 128-wide K step; it is full when every loading
-warp has arrived and empty when every multiplying warp has. A WGMMA of e4m3 keeps only about 14 bits of
-mantissa in its accumulator, so each K step starts from zero and its partial is scaled and added in float32
-("promotion").
+One warp feeds both operands through TMA, the warpgroups multiply, and in base and splitK three more warps
+bring the scales. A slot holds one 128-wide K step; it is full when every loading warp has arrived and empty
+when every warp that multiplies it has. A WGMMA of e4m3 keeps only about 14 bits of mantissa in its
+accumulator, so each K step starts from zero and its partial is scaled and added in float32 ("promotion").
+
+The warpgroups share a tile in two ways (`Share`): each has its own piece of WGMMA's rows, and where there are
+more warpgroups than pieces, groups of them take turns at the K steps and are summed at the end. Taking turns
+reads no operand twice and lets a warpgroup wait and promote while another one multiplies.
 
 What the loop costs besides its WGMMAs decides the speed (measured in docs/hopper-speed.md). Hence:
 
 - Branches on the role go by a warp index that is uniform for the compiler (`uniform_warp`), and each
-  multiplying warpgroup has code of its own. Only then are descriptors computed in uniform registers, which
+  multiplying warpgroup has code of its own (`by_warpgroup`). Only then are descriptors computed in uniform registers, which
   WGMMA needs them in, instead of being moved there before every instruction.
 - The ring starts at slot 0 with every tile and the loop over its slots is unrolled, so that slots are
   constants, and the wait for the next slot is issued among the additions of this one.
@@ -17,22 +20,24 @@ What the loop costs besides its WGMMAs decides the speed (measured in docs/hoppe
 The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, SCALE_WARPS
+from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP, SCALE_WARPS
 
 SCALE_LANES = 32 * SCALE_WARPS
+FIRST_GROUP_BARRIER = 9  # named barriers 1 to 8 belong to the kernels
 
 
 class Ring(NamedTuple):
     """The slots, each for one K step, and their barriers.
 
     A and B hold the tile of that operand in the pieces that the warpgroups multiply: (stages, pieces, rows of
-    a piece, 128) e4m3.
+    a piece, 128) e4m3. Only the operand in WGMMA's rows has more than one.
     """
 
     A: Any
@@ -43,6 +48,22 @@ class Ring(NamedTuple):
     @property
     def stages(self) -> int:
         return int(self.A.shape[0])
+
+
+class Share(NamedTuple):
+    """Which part of a tile's work a warpgroup does."""
+
+    piece: int  # of WGMMA's rows
+    group: int  # takes the K steps k with k % groups == group
+    groups: int
+
+    @classmethod
+    def of(cls, warpgroup: int, pieces: int, warpgroups: int) -> "Share":
+        return cls(warpgroup % pieces, warpgroup // pieces, warpgroups // pieces)
+
+    def steps_of(self, steps: int) -> int:
+        """How many of `steps` consecutive K steps, counted from a multiple of `groups`, are this group's."""
+        return max(0, -(-(steps - self.group) // self.groups))
 
 
 def swizzled(*buffers):
@@ -103,36 +124,39 @@ def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, firs
 def feed_scales(
     A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, turn, first_thread
 ):
-    """The scale warps: scale_shared[slot, token] = A_scale * B_scale of every K step of one tile.
+    """The scale warps: scale_shared[slot, block, token] = A_scale * B_scale of every K step of one tile.
 
-    Scales are read one step ahead, into registers, because a slot is free for less time than the read takes.
-    Rows past M read the last row's scale; what they scale is never stored.
+    A tile of weights lies in one block of B_scale or across two. Scales are read one step ahead, into
+    registers, because a slot is free for less time than the read takes. Rows past M read the last row's
+    scale; what they scale is never stored.
     """
-    tile_tokens = int(scale_shared.shape[1])
+    blocks, tile_tokens = int(scale_shared.shape[1]), int(scale_shared.shape[2])
     rows_per_lane = -(-tile_tokens // SCALE_LANES)
     lane = T.get_thread_binding() - first_thread
     token_scale = T.alloc_local((2, rows_per_lane), F32)
-    weight_scale = T.alloc_local((2,), F32)
+    weight_scale = T.alloc_local((2, blocks), F32)
     row = T.alloc_local((rows_per_lane,), "int32")
-    group = T.min(n_start // 128, B_scale.shape[0] - 1)
+    block = T.alloc_local((blocks,), "int32")
+    for b in T.unroll(blocks):
+        block[b] = T.min(n_start // 128 + b, B_scale.shape[0] - 1)
+        weight_scale[1, b] = B_scale[block[b], first_step]
     for i in T.unroll(rows_per_lane):
         row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
-    weight_scale[1] = B_scale[group, first_step]
-    for i in T.unroll(rows_per_lane):
         token_scale[1, i] = A_scale[row[i], first_step]
     for k in T.serial(steps):
         slot = k % ring.stages
-        weight_scale[0] = weight_scale[1]
+        ahead = first_step + T.min(k + 1, steps - 1)
+        for b in T.unroll(blocks):
+            weight_scale[0, b] = weight_scale[1, b]
+            weight_scale[1, b] = B_scale[block[b], ahead]
         for i in T.unroll(rows_per_lane):
             token_scale[0, i] = token_scale[1, i]
-        ahead = first_step + T.min(k + 1, steps - 1)
-        weight_scale[1] = B_scale[group, ahead]
-        for i in T.unroll(rows_per_lane):
             token_scale[1, i] = A_scale[row[i], ahead]
         T.barrier_wait(ring.empty[slot], (use_of(slot, turn, k // ring.stages, steps, ring.stages) & 1) ^ 1)
         for i in T.unroll(rows_per_lane):
             if i * SCALE_LANES + lane < tile_tokens:
-                scale_shared[slot, i * SCALE_LANES + lane] = token_scale[0, i] * weight_scale[0]
+                for b in T.unroll(blocks):
+                    scale_shared[slot, b, i * SCALE_LANES + lane] = token_scale[0, i] * weight_scale[0, b]
         T.sync_warp()
         if T.get_thread_binding() % 32 == 0:
             T.barrier_arrive(ring.full[slot])
@@ -148,50 +172,123 @@ def multiply(rows, columns, ring, slot, partial):
 
 
 @T.macro
-def tokens_step(ring, scale_shared, partial, accum, scale, slot, use, piece_A, piece_B):
-    """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight]."""
-    tokens = accum.shape[0]
+def tokens_step(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, slot, use, piece):
+    """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight].
+
+    Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
+    places that choosing between the two scales costs little.
+    """
+    tokens, weights = accum.shape
     T.barrier_wait(ring.full[slot], use & 1)
-    T.copy(scale_shared[slot, piece_A * tokens : (piece_A + 1) * tokens], scale)
-    multiply(ring.A[slot, piece_A, :, :], ring.B[slot, piece_B, :, :], ring, slot, partial)
-    for i, j in T.Parallel(tokens, accum.shape[1]):
-        accum[i, j] += partial[i, j] * scale[i]
+    T.copy(scale_shared[slot, 0, piece * tokens : (piece + 1) * tokens], scale)
+    if scale_shared.shape[1] == 1:
+        multiply(ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], ring, slot, partial)
+        for i, j in T.Parallel(tokens, weights):
+            accum[i, j] += partial[i, j] * scale[i]
+    else:
+        stride = math.gcd(int(weights), 128)
+        T.copy(scale_shared[slot, 1, piece * tokens : (piece + 1) * tokens], scale_beyond)
+        multiply(ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], ring, slot, partial)
+        for i, j in T.Parallel(tokens, weights):
+            accum[i, j] += partial[i, j] * T.if_then_else(
+                j // stride * stride < 128 - n_start % 128, scale[i], scale_beyond[i]
+            )
 
 
 @T.macro
-def accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, turn, piece_A, piece_B):
-    """All K steps of one tile for a warpgroup of base or splitK."""
+def accumulate_tokens(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, turn, share):
+    """A warpgroup of base or splitK: its share of all K steps of one tile."""
     T.clear(accum)
     for lap in T.serial(steps // ring.stages):
-        for slot in T.unroll(ring.stages):
+        for i in T.unroll(share.steps_of(ring.stages)):
+            slot = i * share.groups + share.group
             use = use_of(slot, turn, lap, steps, ring.stages)
-            tokens_step(ring, scale_shared, partial, accum, scale, slot, use, piece_A, piece_B)
-    for slot in T.unroll(steps % ring.stages):
-        rest = use_of(slot, turn, steps // ring.stages, steps, ring.stages)
-        tokens_step(ring, scale_shared, partial, accum, scale, slot, rest, piece_A, piece_B)
+            tokens_step(
+                ring, scale_shared, partial, accum, scale, scale_beyond, n_start, slot, use, share.piece
+            )
+    for i in T.unroll(share.steps_of(steps % ring.stages)):
+        last_slot = i * share.groups + share.group
+        last_use = use_of(last_slot, turn, steps // ring.stages, steps, ring.stages)
+        tokens_step(
+            ring, scale_shared, partial, accum, scale, scale_beyond, n_start, last_slot, last_use, share.piece
+        )
 
 
 @T.macro
-def weights_step(ring, scale_strip, partial, accum, slot, k, piece_A, piece_B):
+def weights_step(ring, scale_strip, partial, accum, slot, k, piece):
     """One K step of a warpgroup with weights in WGMMA's rows: accum[weight, token]."""
     T.barrier_wait(ring.full[slot], (k // ring.stages) & 1)
-    multiply(ring.B[slot, piece_B, :, :], ring.A[slot, piece_A, :, :], ring, slot, partial)
-    tokens = accum.shape[1]
-    for i, j in T.Parallel(accum.shape[0], tokens):
-        accum[i, j] += partial[i, j] * scale_strip[k, piece_A * tokens + j]
+    multiply(ring.B[slot, piece, :, :], ring.A[slot, 0, :, :], ring, slot, partial)
+    for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+        accum[i, j] += partial[i, j] * scale_strip[k, j]
 
 
 @T.macro
-def accumulate_weights(ring, scale_strip, partial, accum, piece_A, piece_B):
-    """All K steps of `scale_strip` for a warpgroup of the swapAB kinds."""
+def accumulate_weights(ring, scale_strip, partial, accum, share):
+    """A warpgroup of the swapAB kinds: its share of the K steps of `scale_strip`."""
     steps = int(scale_strip.shape[0])
     T.clear(accum)
     for lap in T.serial(steps // ring.stages):
-        for slot in T.unroll(ring.stages):
-            weights_step(ring, scale_strip, partial, accum, slot, lap * ring.stages + slot, piece_A, piece_B)
-    for slot in T.unroll(steps % ring.stages):
-        k = steps // ring.stages * ring.stages + slot
-        weights_step(ring, scale_strip, partial, accum, slot, k, piece_A, piece_B)
+        for i in T.unroll(share.steps_of(ring.stages)):
+            slot = i * share.groups + share.group
+            weights_step(ring, scale_strip, partial, accum, slot, lap * ring.stages + slot, share.piece)
+    for i in T.unroll(share.steps_of(steps % ring.stages)):
+        last_slot = i * share.groups + share.group
+        k = steps // ring.stages * ring.stages + last_slot
+        weights_step(ring, scale_strip, partial, accum, last_slot, k, share.piece)
+
+
+def alloc_group_parts(rows, columns, pieces, groups):
+    """Shared memory for what `sum_groups` sums, or None where there is one group."""
+    if groups == 1:
+        return None
+    return T.alloc_shared((pieces, groups - 1, rows, columns + GROUP_PAD), F32)
+
+
+@T.macro
+def sum_groups(accum, parts, share):
+    """accum of group 0 += that of every other group, in their order; `parts` may be used again after it."""
+    if share.groups > 1:
+        if share.group > 0:
+            for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+                parts[share.piece, share.group - 1, i, j] = accum[i, j]
+        T.sync_threads(FIRST_GROUP_BARRIER + share.piece, 128 * share.groups)
+        if share.group == 0:
+            for other in T.unroll(share.groups - 1):
+                for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+                    accum[i, j] += parts[share.piece, other, i, j]
+        T.sync_threads(FIRST_GROUP_BARRIER + share.piece, 128 * share.groups)
+
+
+@T.macro
+def by_warpgroup(warpgroups, work, operands):
+    """Run work(number, *operands) on each multiplying warpgroup, with code of its own for each.
+
+    Branches go by the warp; TileLang learns from the assumptions which threads take them.
+    """
+    thread, warp = T.get_thread_binding(), uniform_warp()
+    if warpgroups == 1:
+        work(0, *operands)
+    elif warp < 4:
+        T.assume(thread < 128)
+        work(0, *operands)
+    else:
+        T.assume(thread >= 128)
+        if warpgroups == 2:
+            work(1, *operands)
+        elif warp < 8:
+            T.assume(thread < 256)
+            work(1, *operands)
+        else:
+            T.assume(thread >= 256)
+            if warpgroups == 3:
+                work(2, *operands)
+            elif warp < 12:
+                T.assume(thread < 384)
+                work(2, *operands)
+            else:
+                T.assume(thread >= 384)
+                work(3, *operands)
 
 
 @T.macro
@@ -219,24 +316,25 @@ def stage_scales(
 
 
 @T.macro
-def multiply_swapped(warpgroup, ring, scale_strip, tile_shared):
-    """One warpgroup's piece of a swapAB tile, transposed into tile_shared[token, weight]."""
-    pieces_B, weights, tokens = ring.B.shape[1], ring.B.shape[2], ring.A.shape[2]
-    piece_B, piece_A = warpgroup % pieces_B, warpgroup // pieces_B
+def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_shared):
+    """One warpgroup's share of a swapAB tile, transposed into tile_shared[token, weight]."""
+    share = Share.of(warpgroup, int(ring.B.shape[1]), warpgroups)
+    weights, tokens = ring.B.shape[2], ring.A.shape[2]
     partial = T.alloc_fragment((weights, tokens), F32)
     accum = T.alloc_fragment((weights, tokens), F32)
-    accumulate_weights(ring, scale_strip, partial, accum, piece_A, piece_B)
-    for i, j in T.Parallel(weights, tokens):
-        tile_shared[piece_A * tokens + j, piece_B * weights + i] = accum[i, j]
+    accumulate_weights(ring, scale_strip, partial, accum, share)
+    sum_groups(accum, parts, share)
+    if share.group == 0:
+        for i, j in T.Parallel(weights, tokens):
+            tile_shared[j, share.piece * weights + i] = accum[i, j]
 
 
 @T.macro
 def swapped_tile(
-    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, tile_shared, M, m_start, n_start, first_step,
-    threads, early,
+    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
+    first_step, threads, early,
 ):  # fmt: skip
     """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
-    # Branches go by the warp; TileLang learns from the assumptions which threads take them.
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
@@ -248,11 +346,6 @@ def swapped_tile(
         stage_scales(
             A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
         )
-        if threads == 128:
-            multiply_swapped(0, ring, scale_strip, tile_shared)
-        elif warp < 4:
-            T.assume(thread < 128)
-            multiply_swapped(0, ring, scale_strip, tile_shared)
-        else:
-            T.assume(thread >= 128)
-            multiply_swapped(1, ring, scale_strip, tile_shared)
+        by_warpgroup(
+            threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
+        )

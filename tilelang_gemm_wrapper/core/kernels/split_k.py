@@ -8,27 +8,40 @@ import tilelang.language as T
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, LOADING_WARPS, PARTIAL_PAD, pieces
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    K_STEP,
+    LOADING_WARPS,
+    PARTIAL_PAD,
+    pieces,
+    scale_blocks,
+)
 
 
 @T.macro
-def multiply_piece(warpgroup, ring, scale_shared, partial_shared, steps):
-    """One warpgroup's piece of the K steps of this CTA, in partial_shared[token, weight]."""
-    pieces_A, tokens, weights = ring.A.shape[1], ring.A.shape[2], ring.B.shape[2]
-    piece_A, piece_B = warpgroup % pieces_A, warpgroup // pieces_A
+def multiply_share(
+    warpgroup, warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps
+):
+    """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
+    share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
+    tokens, weights = ring.A.shape[2], ring.B.shape[2]
     partial = T.alloc_fragment((tokens, weights), F32)
     accum = T.alloc_fragment((tokens, weights), F32)
     scale = T.alloc_fragment((tokens,), F32)
-    roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, steps, 0, piece_A, piece_B)
-    for i, j in T.Parallel(tokens, weights):
-        partial_shared[piece_A * tokens + i, piece_B * weights + j] = accum[i, j]
+    scale_beyond = T.alloc_fragment((tokens,), F32)
+    roles.accumulate_tokens(
+        ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, 0, share
+    )
+    roles.sum_groups(accum, parts, share)
+    if share.group == 0:
+        for i, j in T.Parallel(tokens, weights):
+            partial_shared[share.piece * tokens + i, j] = accum[i, j]
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_tokens, tile_weights = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
-    row_pieces, column_pieces = pieces(config)
+    warpgroups, row_pieces = threads // 128, pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
     early = min(stages, steps) if static_weights else 0
@@ -51,11 +64,14 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
         ) as (m_tile, n_tile, split):
             T.import_source(cluster.SUM_SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, tile_tokens // row_pieces, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, column_pieces, tile_weights // column_pieces, K_STEP), FP8)
-            scale_shared = T.alloc_shared((stages, tile_tokens), F32)
+            B_shared = T.alloc_shared((stages, 1, tile_weights, K_STEP), FP8)
+            scale_shared = T.alloc_shared((stages, scale_blocks(config), tile_tokens), F32)
+            parts = roles.alloc_group_parts(
+                tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
+            )
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
             full = T.alloc_barrier([LOADING_WARPS] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
+            empty = T.alloc_barrier([4 * row_pieces] * stages)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
@@ -83,14 +99,11 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 T.assume(thread < threads)
                 if early > 0:
                     T.pdl_sync()
-                if threads == 128:
-                    multiply_piece(0, ring, scale_shared, partial_shared, steps)
-                elif warp < 4:
-                    T.assume(thread < 128)
-                    multiply_piece(0, ring, scale_shared, partial_shared, steps)
-                else:
-                    T.assume(thread >= 128)
-                    multiply_piece(1, ring, scale_shared, partial_shared, steps)
+                roles.by_warpgroup(
+                    warpgroups,
+                    multiply_share,
+                    (warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps),
+                )
             cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 
     return split_k_base

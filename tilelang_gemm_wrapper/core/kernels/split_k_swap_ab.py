@@ -17,7 +17,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
-    row_pieces, column_pieces = pieces(config)
+    row_pieces = pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
     early = min(stages, steps) if static_weights else 0
@@ -39,21 +39,24 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
             T.import_source(cluster.SUM_SOURCE)
-            A_shared = T.alloc_shared((stages, column_pieces, tile_tokens // column_pieces, K_STEP), FP8)
+            A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32)
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            parts = roles.alloc_group_parts(
+                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
+            )
             full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
+            empty = T.alloc_barrier([4 * row_pieces] * stages)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             if static_weights:
                 T.pdl_trigger()
             roles.swapped_tile(
-                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, partial_shared, M, m_start, n_start,
-                split * steps, threads, early,
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
+                m_start, n_start, split * steps, threads, early,
             )  # fmt: skip
             cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 

@@ -16,7 +16,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: scales staged in shared memory, tile transposed through shared memory, TMA store."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
-    row_pieces, column_pieces = pieces(config)
+    row_pieces = pieces(config)
     steps = K // K_STEP
     early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
@@ -33,21 +33,24 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             m_tile,
             n_tile,
         ):
-            A_shared = T.alloc_shared((stages, column_pieces, tile_tokens // column_pieces, K_STEP), FP8)
+            A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32)
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
+            parts = roles.alloc_group_parts(
+                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
+            )
             full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
+            empty = T.alloc_barrier([4 * row_pieces] * stages)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             if early > 0:
                 T.pdl_trigger()
             roles.swapped_tile(
-                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, C_shared, M, m_start, n_start, 0,
-                threads, early,
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
+                n_start, 0, threads, early,
             )  # fmt: skip
             T.fence_proxy_async()
             T.sync_threads()
