@@ -32,7 +32,8 @@ def run_variants() -> None:
         compile_kernel(job)(workload.A, workload.A_scale, workload.B, workload.B_scale, C)
         torch.cuda.synchronize()
         verdict = "right" if torch.equal(C, right) else "WRONG"
-        print(f"{job.config.kernel_type}: M={M}, N={N}, K={K} {verdict}", flush=True)
+        weights = "static" if job.static_weights else "as written by the kernel before"
+        print(f"{job.config}: M={M}, N={N}, K={K}, weights {weights}: {verdict}", flush=True)
 
 
 def _jobs():
@@ -41,13 +42,17 @@ def _jobs():
 
     configs = (
         KernelConfig("base", 64, 64, 128, 3, 128),
+        KernelConfig("base", 64, 48, 128, 4, 256),
         KernelConfig("base", 128, 128, 128, 3, 256),
-        KernelConfig("swapAB", 64, 16, 128, 4, 128),
+        KernelConfig("base", 192, 96, 128, 3, 384),
+        KernelConfig("swapAB", 64, 16, 128, 4, 256),
         KernelConfig("swapAB", 128, 32, 128, 4, 256),
         KernelConfig("splitK", 64, 64, 128, 3, 128, 4),
+        KernelConfig("splitK", 64, 80, 128, 3, 384, 2),
         KernelConfig("splitK_swapAB", 64, 16, 128, 2, 128, 4),
     )
-    return [CompileJob(N, K, config, "sm_90a") for config in configs]
+    # Said to have one SM, the persistent kernel gives a CTA several tiles.
+    return [CompileJob(N, K, config, "sm_90a", static, 1) for config in configs for static in (False, True)]
 
 
 def main() -> int:
@@ -78,7 +83,7 @@ def main() -> int:
             command += [sys.executable, __file__, "--run-variants"]
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
             lines = [
-                line for line in finished.stdout.splitlines() if line.startswith("====") or ": M=" in line
+                line for line in finished.stdout.splitlines() if line.startswith("====") or "weights" in line
             ]
             report = (
                 f"compute-sanitizer --tool {tool}: status {finished.returncode}\n" + "\n".join(lines) + "\n"
@@ -86,7 +91,7 @@ def main() -> int:
             file.write(report)
             print(report)
             clean &= (
-                finished.returncode == 0 and "WRONG" not in report and report.count("right") == len(_jobs())
+                finished.returncode == 0 and "WRONG" not in report and report.count(": right") == len(_jobs())
             )
             if finished.returncode not in (0, 9):
                 print(finished.stderr[-2000:], file=sys.stderr)

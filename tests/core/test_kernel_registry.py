@@ -33,8 +33,12 @@ def test_search_space(N, K, device):
     assert min(tokens) == (8 if device is H200 else 16)
     assert max(tokens) >= 128
     assert {config.threads for config in space} - {384} == {128, 256}
-    # A third warpgroup for the 192 rows of Hopper's largest tile, where a ring of its slots fits K.
-    assert {config.block_M for config in space if config.threads == 384} <= {192}
+    # A third warpgroup for the 192 rows of Hopper's largest tile, or to take turns at 64.
+    assert {config.block_M for config in space if config.threads == 384} <= {64, 192}
+    # Tiles of any width fill the SMs where those in one scale block leave some idle.
+    assert ({config.block_N for config in space if not config.is_swap_ab} > {16, 32, 64, 128}) == (
+        device is H200
+    )
     assert (len({config.num_stages for config in space}) > 1) == (K // 128 > 3 or device is L40S)
     assert all(config.num_stages <= max(3, K // 128 // config.split_k) for config in space)
 

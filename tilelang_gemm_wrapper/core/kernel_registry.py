@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from tilelang_gemm_wrapper.core.config import MATH_THREADS, SCALE_BLOCK, KernelConfig, splits_of, why_invalid
+from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
 
 _MODULES = {
@@ -95,23 +95,46 @@ def _is_pointless(config: KernelConfig, N: int, K: int, device: Device) -> bool:
 
 
 def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
-    stages = (3, 4, 6, 8) if device.is_hopper else (2, 3, 4)
-    # The persistent kernel unrolls its ring: best where the stages divide the K steps, 5 of 20 as well as 4.
-    base_stages = ((4, 5, 6, 8) if K >= 4 * SCALE_BLOCK else (3,)) if device.is_hopper else stages
-    tokens_when_swapped = (8, 16, 32, 64, 128) if device.is_hopper else (16, 32, 64)
-    token_rows = (64, 128, 192) if device.is_hopper else (16, 32, 64, 128)
+    candidates = _hopper_candidates if device.is_hopper else _ada_candidates
     for split in splits_of(K):
-        swapped = "swapAB" if split == 1 else "splitK_swapAB"
-        straight = "base" if split == 1 else "splitK"
-        for threads in MATH_THREADS:
-            for num_stages in stages:
-                for weights in (64, 128):
-                    for tokens in tokens_when_swapped:
-                        yield KernelConfig(swapped, weights, tokens, 128, num_stages, threads, split)
-            for num_stages in base_stages if split == 1 else stages:
-                for tokens in token_rows:
-                    # A warpgroup with more than 64 rows multiplies them one after the other.
-                    if device.is_hopper and threads < 2 * tokens:
-                        continue
-                    for weights in (16, 32, 64, 128):
-                        yield KernelConfig(straight, tokens, weights, 128, num_stages, threads, split)
+        yield from candidates(split)
+
+
+# Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
+# warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
+_HOPPER_ROWS = {
+    64: ((256, (4, 6, 8)), (384, (6,))),
+    128: ((256, (3, 4, 5, 6)),),
+    192: ((384, (3, 4)),),
+}
+
+
+def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
+    for threads in (128, 256):
+        for stages in (3, 4, 6, 8):
+            for weights in (64, 128):
+                for tokens in (8, 16, 32, 64, 128):
+                    yield _candidate(True, weights, tokens, stages, threads, split)
+    for rows, variants in _HOPPER_ROWS.items():
+        for threads, rings in variants:
+            for stages in rings:
+                for weights in range(16, 129, 16):
+                    yield _candidate(False, rows, weights, stages, threads, split)
+
+
+def _ada_candidates(split: int) -> Iterator[KernelConfig]:
+    for threads in (128, 256):
+        for stages in (2, 3, 4):
+            for weights in (64, 128):
+                for tokens in (16, 32, 64):
+                    yield _candidate(True, weights, tokens, stages, threads, split)
+            for rows in (16, 32, 64, 128):
+                for weights in (16, 32, 64, 128):
+                    yield _candidate(False, rows, weights, stages, threads, split)
+
+
+def _candidate(
+    swapped: bool, block_M: int, block_N: int, stages: int, threads: int, split: int
+) -> KernelConfig:
+    kinds = ("base", "splitK", "swapAB", "splitK_swapAB")
+    return KernelConfig(kinds[2 * swapped + (split > 1)], block_M, block_N, 128, stages, threads, split)

@@ -31,14 +31,12 @@ def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
 @T.macro
 def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early, first_thread):
     """Everything that the scale warps do."""
-    if early > 0:
-        T.pdl_sync()
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
         roles.feed_scales(
-            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, 0, steps, turn, first_thread
+            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, 0, steps, turn, early, first_thread
         )
 
 

@@ -45,7 +45,7 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
             buffers += [4 * steps * tokens, 4 * steps]
         else:
             buffers.append(4 * stages * scale_blocks(config) * tokens)
-        buffers.append(4 * (_step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
+        buffers.append(4 * (step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
@@ -58,9 +58,8 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
             f"{field} = {config.tile_weights}; for {config.kernel_type!r} on {arch} it must be one of "
             f"{', '.join(map(str, widths))}, to lie in one scale block or across two"
         )
-    most_threads = 256 if arch != "sm_90a" else 512
-    if config.threads > most_threads:
-        return f"threads = {config.threads}; {arch} takes at most {most_threads} math threads"
+    if config.threads > 256 and arch != "sm_90a":
+        return f"threads = {config.threads}; {arch} takes at most 256 math threads"
     values = _values(config, arch)
     if values > _MAX_TILE_VALUES_PER_THREAD:
         return (
@@ -72,26 +71,19 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
 
 
 def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
-    if arch == "sm_90a" and not config.is_swap_ab:
-        return tuple(range(16, 129, 16))
-    return 16, 32, 64, 128
+    if arch != "sm_90a":
+        return 16, 32, 64, 128
+    return (64, 128) if config.is_swap_ab else tuple(range(16, 129, 16))
 
 
 def _why_no_wgmma(config: KernelConfig) -> str | None:
     if config.block_N != 8 and config.block_N % 16:
         return f"block_N = {config.block_N}; WGMMA here takes 8 or a multiple of 16"
-    most = 64 if config.threads == 512 else _MAX_TILE_VALUES_PER_THREAD
-    if _values(config, "sm_90a") > most:
-        return (
-            f"a {config.block_M} x {config.block_N} tile keeps {_values(config, 'sm_90a')} float32 values a "
-            f"thread in registers, more than the {most} that {config.threads} threads have room for; use fewer "
-            f"threads or a smaller tile"
-        )
-    groups = _step_groups(config)
+    groups = step_groups(config)
     if max(1, config.num_stages) % groups:
         return (
-            f"num_stages = {config.num_stages}; on {config.threads} threads {groups} groups of warpgroups take "
-            f"turns at the stages of a {config.block_M}-row tile, so it must be a multiple of {groups}"
+            f"num_stages = {config.num_stages}; {config.threads} threads are {groups} groups of warpgroups "
+            f"that take turns at the stages of {config.block_M} rows, so it must be a multiple of {groups}"
         )
     return None
 
@@ -123,7 +115,7 @@ def pieces(config: KernelConfig) -> int:
     return math.gcd(config.block_M // 64, config.threads // 128)
 
 
-def _step_groups(config: KernelConfig) -> int:
+def step_groups(config: KernelConfig) -> int:
     """How many groups of warpgroups take turns at the K steps of a tile on Hopper."""
     return config.threads // 128 // pieces(config)
 
@@ -142,7 +134,7 @@ def register_split(config: KernelConfig) -> tuple[int, int]:
     equal_share = 65536 // (config.threads + 32 * LOADING_WARPS)
     if config.threads == 128 or _values(config, "sm_90a") + _OTHER_VALUES <= equal_share:
         return 0, 0
-    return {256: (224, 56), 384: (160, 32), 512: (112, 32)}[config.threads]
+    return {256: (224, 56), 384: (160, 32)}[config.threads]
 
 
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
@@ -154,5 +146,5 @@ def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
 
 def _values(config: KernelConfig, arch: str) -> int:
     """Accumulator and partial, in float32 values a multiplying thread."""
-    groups = _step_groups(config) if arch == "sm_90a" else 1
+    groups = step_groups(config) if arch == "sm_90a" else 1
     return 2 * config.block_M * config.block_N * groups // config.threads

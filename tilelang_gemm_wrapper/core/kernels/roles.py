@@ -12,8 +12,8 @@ reads no operand twice and lets a warpgroup wait and promote while another one m
 What the loop costs besides its WGMMAs decides the speed (measured in docs/hopper-speed.md). Hence:
 
 - Branches on the role go by a warp index that is uniform for the compiler (`uniform_warp`), and each
-  multiplying warpgroup has code of its own (`by_warpgroup`). Only then are descriptors computed in uniform registers, which
-  WGMMA needs them in, instead of being moved there before every instruction.
+  multiplying warpgroup has code of its own (`by_warpgroup`). Only then are descriptors computed in uniform
+  registers, which WGMMA needs them in, instead of being moved there before every instruction.
 - The ring starts at slot 0 with every tile and the loop over its slots is unrolled, so that slots are
   constants, and the wait for the next slot is issued among the additions of this one.
 
@@ -122,13 +122,14 @@ def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, firs
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, turn, first_thread
-):
+    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, turn, early, first_thread
+):  # fmt: skip
     """The scale warps: scale_shared[slot, block, token] = A_scale * B_scale of every K step of one tile.
 
     A tile of weights lies in one block of B_scale or across two. Scales are read one step ahead, into
-    registers, because a slot is free for less time than the read takes. Rows past M read the last row's
-    scale; what they scale is never stored.
+    registers, because a slot is free for less time than the read takes; the first of B_scale, which come from
+    DRAM, before the wait for the stream's preceding kernel where the weights are (`early`). Rows past M read
+    the last row's scale; what they scale is never stored.
     """
     blocks, tile_tokens = int(scale_shared.shape[1]), int(scale_shared.shape[2])
     rows_per_lane = -(-tile_tokens // SCALE_LANES)
@@ -140,6 +141,8 @@ def feed_scales(
     for b in T.unroll(blocks):
         block[b] = T.min(n_start // 128 + b, B_scale.shape[0] - 1)
         weight_scale[1, b] = B_scale[block[b], first_step]
+    if early > 0:
+        T.pdl_sync()
     for i in T.unroll(rows_per_lane):
         row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
         token_scale[1, i] = A_scale[row[i], first_step]
@@ -167,6 +170,7 @@ def multiply(rows, columns, ring, slot, partial):
     """`partial = rows @ columns.T` for one piece, then give the slot back."""
     T.wgmma_gemm(rows, columns, partial, transpose_B=True, clear_accum=True)
     T.wait_wgmma(0)
+    T.sync_warp()  # one lane gives back what all of them have read scales from
     if T.get_thread_binding() % 32 == 0:
         T.barrier_arrive(ring.empty[slot])
 
@@ -281,14 +285,7 @@ def by_warpgroup(warpgroups, work, operands):
             work(1, *operands)
         else:
             T.assume(thread >= 256)
-            if warpgroups == 3:
-                work(2, *operands)
-            elif warp < 12:
-                T.assume(thread < 384)
-                work(2, *operands)
-            else:
-                T.assume(thread >= 384)
-                work(3, *operands)
+            work(2, *operands)
 
 
 @T.macro

@@ -18,9 +18,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 
 
 @T.macro
-def multiply_share(
-    warpgroup, warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps
-):
+def multiply_share(warpgroup, warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps):
     """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     tokens, weights = ring.A.shape[2], ring.B.shape[2]
@@ -28,9 +26,7 @@ def multiply_share(
     accum = T.alloc_fragment((tokens, weights), F32)
     scale = T.alloc_fragment((tokens,), F32)
     scale_beyond = T.alloc_fragment((tokens,), F32)
-    roles.accumulate_tokens(
-        ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, 0, share
-    )
+    roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, 0, share)
     roles.sum_groups(accum, parts, share)
     if share.group == 0:
         for i, j in T.Parallel(tokens, weights):
@@ -89,11 +85,9 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                     roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
                 else:
                     T.assume(thread >= threads + 32)
-                    if early > 0:
-                        T.pdl_sync()
                     roles.feed_scales(
                         A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, 0,
-                        threads + 32,
+                        early, threads + 32,
                     )  # fmt: skip
             else:
                 T.assume(thread < threads)

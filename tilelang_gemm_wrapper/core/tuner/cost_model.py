@@ -14,9 +14,9 @@ import numpy as np
 
 from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes
+from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, step_groups
 
-PRIOR = (1.25, 0.47, 0.049, 0.69, 0.045, 0.051, 0.063, 1.27, 1.33, 0.39)
+PRIOR = (0.87, 0.56, 0.018, 0.61, 0.031, 0.01, 0.14, 0.76, 1.64, 0.53)
 _REGISTERS = 65536
 _THREADS = 2048
 _UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
@@ -56,8 +56,10 @@ class CostModel:
         tokens, weights = config.tile_tokens, config.tile_weights
         steps = K // SCALE_BLOCK // config.split_k
         ctas = -(-M // tokens) * -(-N // weights) * config.split_k
-        threads = config.threads + (32 if device.is_hopper else 0)
-        values = 2 * config.block_M * config.block_N // config.threads  # accumulator and partial, a thread
+        # On Hopper groups of warpgroups may take turns at the K steps, and more warps load than multiply.
+        groups = step_groups(config) if device.is_hopper else 1
+        threads = config.threads + (128 if device.is_hopper else 0)
+        values = 2 * config.block_M * config.block_N * groups // config.threads  # accumulator and partial
         resident = min(
             device.shared_memory_per_block // shared_memory_bytes(config, N, K, device.arch),
             _REGISTERS // (min(values + 60, 255) * threads),
@@ -70,14 +72,15 @@ class CostModel:
         in_flight = min(max(1, config.num_stages), steps) * min(resident, per_sm) * step_bytes
         dram = (N * K + M * K + 2 * M * N) / (device.dram_bytes_per_s or _UNKNOWN_DRAM) * 1e6
         split = config.is_split_k
+        turns = steps / groups
         return np.array(
             (
                 1.0,
                 dram,
-                waves * steps,
+                waves * turns,
                 per_sm * steps * step_bytes / 1e5,
-                per_sm * steps * values * config.threads / 1e4,
-                waves * steps * values / 100,
+                per_sm * turns * values * config.threads / 1e4,
+                waves * turns * values / 100,
                 per_sm * steps * step_bytes / in_flight,
                 waves,
                 per_sm * tokens * weights / 1e4 if split else 0.0,
