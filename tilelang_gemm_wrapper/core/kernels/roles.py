@@ -294,21 +294,29 @@ def stage_scales(
 ):
     """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
 
-    Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. The
-    scales of the weights, which come from DRAM, are read before the wait for the stream's preceding kernel
-    where the weights are. Neighbouring threads stage neighbouring tokens whatever the layout of A_scale:
-    walking along K where that is contiguous was slower on an H200, not faster.
+    Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. Where
+    weights are read before the wait for the stream's preceding kernel, so are their scales, which come from
+    DRAM; elsewhere one pass reads both, since the second of two would wait for DRAM again. Neighbouring
+    threads stage neighbouring tokens whatever the layout of A_scale: walking along K where that is contiguous
+    was slower on an H200, not faster.
     """
     steps, tile_tokens = scale_strip.shape
-    for k in T.Parallel(steps):
-        weight_strip[k] = B_scale[n_start // 128, first_step + k]
     if early > 0:
+        for k in T.Parallel(steps):
+            weight_strip[k] = B_scale[n_start // 128, first_step + k]
         T.pdl_sync()
-    T.sync_threads(1, threads)
-    for k, j in T.Parallel(steps, tile_tokens):
-        scale_strip[k, j] = T.if_then_else(
-            m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
-        )
+        T.sync_threads(1, threads)
+        for k, j in T.Parallel(steps, tile_tokens):
+            scale_strip[k, j] = T.if_then_else(
+                m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
+            )
+    else:
+        for k, j in T.Parallel(steps, tile_tokens):
+            scale_strip[k, j] = T.if_then_else(
+                m_start + j < M,
+                A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k],
+                0.0,
+            )
     T.sync_threads(1, threads)
 
 

@@ -41,7 +41,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             T.import_source(cluster.SUM_SOURCE)
             A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
-            weight_strip = T.alloc_shared((steps,), F32)
+            weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
             parts = roles.alloc_group_parts(
