@@ -11,10 +11,10 @@ from tuning_runs import H200
 
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.bench import Timed
 from tilelang_gemm_wrapper.core.tuner.candidates import first_candidates, more_candidates
 from tilelang_gemm_wrapper.core.tuner.child import Outcome
-from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.entries import winner
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, Timing

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes, tile_of
 

@@ -1,9 +1,9 @@
-"""How long a config will take: a rough model whose only use is to say which configs to try first.
+"""How long a config will take: a rough model that says which configs to try first, or to take untried.
 
 Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
 promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least
-squares on the relative error. `PRIOR` is only where a first run starts, fitted on H200 timings that are not
-kept; every shape that a run finishes refits them for the next.
+squares on the relative error. `PRIOR` was fitted on a tuning run of 11 shapes on an H200, whose journal is
+kept (benchmarks/results/NVIDIA_H200/trials); every shape that a run finishes refits them for the next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, step_groups
 
-PRIOR = (0.87, 0.56, 0.018, 0.61, 0.031, 0.01, 0.14, 0.76, 1.64, 0.53)
+PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.2, 1.27)
 _REGISTERS = 65536
 _THREADS = 2048
 _UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
@@ -66,8 +66,10 @@ class CostModel:
             _THREADS // threads,
         )
         resident = max(resident, 1)
-        per_sm = -(-ctas // device.sm_count)  # CTAs that the busiest SM runs, one after another or together
-        waves = -(-ctas // (device.sm_count * resident))
+        clusters = ctas // config.split_k if device.is_hopper else ctas
+        at_once = _clusters_at_once(config.split_k, device) if device.is_hopper else device.sm_count
+        per_sm = -(-clusters // at_once)  # CTAs that the busiest SM runs, one after another or together
+        waves = -(-clusters // (at_once * resident))
         step_bytes = (tokens + weights) * SCALE_BLOCK
         in_flight = min(max(1, config.num_stages), steps) * min(resident, per_sm) * step_bytes
         dram = (N * K + M * K + 2 * M * N) / (device.dram_bytes_per_s or _UNKNOWN_DRAM) * 1e6
@@ -87,6 +89,15 @@ class CostModel:
                 waves if split else 0.0,
             )
         )
+
+
+def _clusters_at_once(ctas: int, device: Device) -> int:
+    """How many clusters of this many CTAs run side by side with one CTA on an SM.
+
+    A cluster lies within a GPC, and GPCs hold different numbers of SMs: with more than two CTAs in a cluster
+    about an eighth of the SMs stays idle (fits all timings of 2 to 8 CTAs on an H200).
+    """
+    return device.sm_count // ctas if ctas <= 2 else device.sm_count * 7 // 8 // ctas
 
 
 def _non_negative_fit(terms: np.ndarray, times: np.ndarray, prior: np.ndarray) -> np.ndarray:
