@@ -24,13 +24,14 @@ def configs_of(kernel_type, arch, count=6):
 
 
 def declared_bytes(config, arch):
-    """Shared memory that the kernel's source declares; on Ada the compiler makes a copy of a tile a stage."""
+    """Shared memory that the kernel's source declares, static weights and all; on Ada the compiler makes a
+    copy of a tile a stage."""
     from tilelang import tvm
 
     tir = tvm.tirx if hasattr(tvm, "tirx") else tvm.tir
     buffers = []
     tir.stmt_functor.post_order_visit(
-        kernel_registry.build(N, K, config, arch).body,
+        kernel_registry.build(N, K, config, arch, static_weights=True).body,
         lambda node: buffers.extend(getattr(node, "alloc_buffers", ())),
     )
     total = 0

@@ -139,7 +139,7 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     lab.simulate(
         cannot_open=list(SHAPES[1]),
         faults={
-            "crash": {"num_stages": 3},
+            "crash": {"num_stages": 6},
             "compile_error": {"num_stages": 4},
             "illegal_access": {"threads": 256},
         },
@@ -151,7 +151,7 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     assert results[SHAPES[2]].path
     failures = [r for result in results.values() for r in result.records if isinstance(r, Failure)]
     by_kind = {
-        "crash": ("num_stages", 3),
+        "crash": ("num_stages", 6),
         "compile_error": ("num_stages", 4),
         "illegal_access": ("threads", 256),
     }
