@@ -29,7 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compiled() -> None:
     """Compile what the variant tests use in parallel; alone each kernel takes seconds."""
+    device = device_of(0)
     failures = compile_many(
-        CompileJob(N, K, config, "sm_90a") for N, K in SHAPES for config in ALL_CONFIGS if valid(config, N, K)
+        CompileJob.on(N, K, config, device)
+        for N, K in SHAPES
+        for config in ALL_CONFIGS
+        if valid(config, N, K)
     )
     assert not failures, failures

@@ -40,8 +40,11 @@ def test_matches_reference_for_any_m(config, N, K, compiled):
     for i, M in enumerate(ms):
         layout = ("row", "column_tma")[i % 2]
         workload = random_workload(M, N, K, "cuda", seed + i, scale_layout=layout)
-        wrong = error(_launch(config, workload), reference(workload))
-        assert wrong <= MAX_ERROR, f"M={M}, {layout}, seed {seed + i}: error {wrong:.2e}"
+        right = reference(workload)
+        wrong = error(_launch(config, workload), right)
+        # Rounding to bfloat16 alone costs a row of 16 values more than MAX_ERROR now and then.
+        most = max(MAX_ERROR, 1.1 * error(right.to(torch.bfloat16), right))
+        assert wrong <= most, f"M={M}, {layout}, seed {seed + i}: error {wrong:.2e}"
 
 
 @pytest.mark.parametrize("M", [1024, 4096, 8192])

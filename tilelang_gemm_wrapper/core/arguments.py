@@ -14,3 +14,11 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
     return numbers
+
+
+def whole_number(text: str) -> int:
+    """For argparse: "40" as 40, at least 1."""
+    numbers = whole_numbers(text)
+    if len(numbers) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")
+    return numbers[0]

@@ -20,6 +20,7 @@ from .results import HostRow, Row, append_rows, by_cell, read_rows, write_rows
 PROVIDER_NAMES = (
     "tilelang_gemm",
     "tilelang_gemm_column_major",
+    "tilelang_gemm_static_weights",
     "deep_gemm",
     "deep_gemm_row_major",
     "cublas",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 
 from ..backends import backend
 from ..quantize import convert_scale_layout
+from .compile_cache import CompileJob
 from .device import Device
 from .timing import cold_copies
 from .workload import random_workload, reference
-from .wrapper import gemm_for
+from .wrapper import gemm_for, tilelang_launch
 
 Call = Callable[[int], torch.Tensor]
 
@@ -90,6 +91,32 @@ def _tilelang_gemm_column_major(case: Case) -> Call:
     return _tilelang_gemm_on(case, convert_scale_layout(case.A_scale, "column_tma"))
 
 
+def static_weights_job(M: int, N: int, K: int) -> CompileJob | None:
+    """What TILELANG_GEMM_STATIC_WEIGHTS=1 compiles for a call; None for a fallback, and off Hopper."""
+    gemm = gemm_for(N, K, torch.cuda.current_device())
+    config, device = gemm.choices[gemm.table.index(M)].config, gemm.table.device
+    if config is None or not device.is_hopper:
+        return None
+    return replace(CompileJob.on(N, K, config, device), static_weights=True)
+
+
+def _tilelang_gemm_static_weights(case: Case) -> Call:
+    """The kernel that the table names, as TILELANG_GEMM_STATIC_WEIGHTS=1 has it; fallbacks are not ours."""
+    job = static_weights_job(case.M, case.matrix.N, case.matrix.K)
+    if job is None:
+        raise Refused("no kernel of this package that reads weights early is chosen here")
+    launch = tilelang_launch(job, torch.cuda.current_device())
+    A, A_scale = case.A, convert_scale_layout(case.A_scale, "column_tma")
+    weights, C = case.matrix.weights, case.C
+
+    def call(i: int) -> torch.Tensor:
+        B, B_scale = weights[i]
+        launch(A, A_scale, B, B_scale, C)
+        return C
+
+    return call
+
+
 def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
     module = backend("deep_gemm")
     reason = module.why_unavailable(case.matrix.device) or module.why_unsupported(
@@ -162,6 +189,7 @@ def _triton(case: Case) -> Call:
 PROVIDERS: dict[str, Callable[[Case], Call]] = {
     "tilelang_gemm": _tilelang_gemm,
     "tilelang_gemm_column_major": _tilelang_gemm_column_major,
+    "tilelang_gemm_static_weights": _tilelang_gemm_static_weights,
     "deep_gemm": _deep_gemm,
     "deep_gemm_row_major": _deep_gemm_row_major,
     "cublas": _cublas,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from .compile_cache import WarmupJob, run_jobs
+from .compile_cache import WarmupJob, compile_many, run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ def compile_ahead(
 
         # After the backends: where a table names one of them, its kernels are found compiled.
         warmup(cells, m_max=max(map(max, cells.values())))
+    if cells and "tilelang_gemm_static_weights" in providers:
+        from .bench_providers import static_weights_job
+
+        compile_many(job for (N, K), ms in cells.items() for M in ms if (job := static_weights_job(M, N, K)))
 
 
 def _in_processes(jobs: Sequence[WarmupJob], workers: int) -> None:

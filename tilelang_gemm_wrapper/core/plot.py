@@ -18,6 +18,7 @@ _COLUMNS = 5
 _STYLES: dict[str, dict[str, Any]] = {
     "tilelang_gemm": {"color": "#d1495b", "linewidth": 2.0, "zorder": 5},
     "tilelang_gemm_column_major": {"color": "#d1495b", "linestyle": ":"},
+    "tilelang_gemm_static_weights": {"color": "#edae49", "linewidth": 2.0, "zorder": 4},
     "deep_gemm": {"color": "#30638e"},
     "deep_gemm_row_major": {"color": "#30638e", "linestyle": ":"},
     "cublas": {"color": "#5c8001"},

@@ -17,10 +17,12 @@ logger = logging.getLogger(__name__)
 
 OURS = "tilelang_gemm"
 OURS_COLUMN_MAJOR = "tilelang_gemm_column_major"
+OURS_STATIC = "tilelang_gemm_static_weights"
 PEERS = ("deep_gemm", "cublas")  # what a user could take instead, at its best: scales prepared beforehand
 LABELS = {
     "tilelang_gemm": "this package",
     "tilelang_gemm_column_major": "this package, column-major scales",
+    "tilelang_gemm_static_weights": "this package, column-major scales, static weights",
     "deep_gemm": "DeepGEMM",
     "deep_gemm_row_major": "DeepGEMM, row-major scales",
     "cublas": "cuBLAS",
@@ -40,6 +42,7 @@ SPEEDUPS = (
     ("× DeepGEMM", OURS, "deep_gemm"),
     ("× DeepGEMM, both row-major", OURS, "deep_gemm_row_major"),
     ("× DeepGEMM, both column-major", OURS_COLUMN_MAJOR, "deep_gemm"),
+    ("× DeepGEMM, both column-major, static weights", OURS_STATIC, "deep_gemm"),
     ("× Triton", OURS, "triton"),
 )
 _METHOD = (
@@ -49,7 +52,8 @@ _METHOD = (
     "is the median replay over its launches, with the 20th and 80th percentile. *Floor* is the fastest plain "
     "read of the N·K weight bytes in the same harness; *ideal* is the larger of the floor and the FLOPs at "
     "the best rate seen on the chip (1450 TFLOPS on a full Hopper). This package and Triton read row-major "
-    "activation scales, DeepGEMM and cuBLAS get theirs transposed beforehand, unless it says otherwise. A "
+    "activation scales, DeepGEMM and cuBLAS get theirs transposed beforehand, unless it says otherwise. "
+    "*Static weights* is TILELANG_GEMM_STATIC_WEIGHTS=1, its kernels alone, no fallbacks. A "
     "mean is geometric, with the worst cell in brackets; × is how many times as fast, ÷ a quotient of times. "
     "Best peer is the faster of DeepGEMM and cuBLAS, cell by cell.\n"
 )
@@ -129,7 +133,7 @@ def versus_table(rows: Sequence[Row]) -> str:
     }
     columns: list[_Column] = [
         (f"{LABELS[name]} ÷ best peer", times[name], best, max)
-        for name in (OURS, OURS_COLUMN_MAJOR)
+        for name in (OURS, OURS_COLUMN_MAJOR, OURS_STATIC)
         if name in times
     ]
     columns += [

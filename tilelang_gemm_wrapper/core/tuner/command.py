@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper import configurer, models
-from tilelang_gemm_wrapper.core.arguments import whole_numbers
+from tilelang_gemm_wrapper.core.arguments import whole_number, whole_numbers
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
@@ -50,6 +51,9 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     what.add_argument("--list-shapes", action="store_true", help="print the weight shapes and stop")
     how = parser.add_argument_group("how")
     how.add_argument("--effort", choices=tuple(EFFORTS), default="standard")
+    how.add_argument(
+        "--kernels", type=whole_number, help="most kernels compiled for one (N, K), instead of the effort's"
+    )
     how.add_argument("--num-gpus", type=int, help="GPUs to use (default: all of Ray's; 1 without Ray)")
     how.add_argument(
         "--ray-address", help="a Ray cluster, e.g. auto or ray://host:10001 (default: this machine)"
@@ -124,6 +128,8 @@ def _stem(options: argparse.Namespace) -> str:
 
 def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int:
     effort = EFFORTS[options.effort]
+    if options.kernels is not None:
+        effort = replace(effort, name=f"{effort.name}, {options.kernels} kernels", kernels=options.kernels)
     display = Display()
     started = time.monotonic()
     with ExitStack() as scope:
