@@ -7,16 +7,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tilelang_gemm_wrapper.core import bench_measure
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core import bench_measure, bench_providers
 from tilelang_gemm_wrapper.core.bench import PROVIDER_NAMES
 from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError, Environment
 from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Matrix, Refused
+from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import Conditions
+from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.timing import Timing, TimingError
 from tilelang_gemm_wrapper.core.workload import random_workload, reference
+from tilelang_gemm_wrapper.core.wrapper import Gemm
 
 N, K, COPIES = 256, 256, 3
+SWAP = KernelConfig("swapAB", 64, 8, 128, 2, 128)
 ENVIRONMENT = Environment("2026-01-02", "NVIDIA_H200", "580", "0.1.0", "2.11", "0.1.15", "3.6", "")
 
 
@@ -170,6 +176,27 @@ def test_a_lost_device_ends_the_run(bench, monkeypatch):
 
 def test_the_command_names_the_providers_that_exist():
     assert tuple(PROVIDERS) == PROVIDER_NAMES
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "early"),
+    [("NVIDIA_H200", SWAP, True), ("NVIDIA_H200", None, False), ("NVIDIA_L40S", SWAP, False)],
+)
+def test_static_weights_are_timed_where_they_make_another_kernel(monkeypatch, device, config, early):
+    """On Hopper and not of a fallback, whatever the environment says of the package's other rows."""
+    monkeypatch.delenv(configurer.STATIC_WEIGHTS, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    choice = Choice("swapAB" if config else "deep_gemm", config, "a test", "a test")
+    table = DispatchTable(N, K, KNOWN_DEVICES[device], (8,), (choice,))
+    monkeypatch.setattr(bench_providers, "gemm_for", lambda N, K, index: Gemm(table, index))
+    job = bench_providers.static_weights_job(4, N, K)
+    assert (job is not None) == early
+    if early:
+        assert job == CompileJob(N, K, SWAP, "sm_90a", static_weights=True)
+    else:
+        case = SimpleNamespace(M=4, matrix=SimpleNamespace(N=N, K=K))
+        with pytest.raises(Refused, match="no kernel of this package that reads weights early"):
+            PROVIDERS["tilelang_gemm_static_weights"](case)
 
 
 def test_the_environment_names_installed_versions():

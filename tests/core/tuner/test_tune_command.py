@@ -64,6 +64,8 @@ def test_list_shapes_prints_and_stops(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--N", "4096", "--K", "2048", "--m", "0,8"], "'0,8' holds a number below 1"),
         (["--shapes", "no such list"], "invalid choice"),
         (["--N", "4096", "--K", "2048", "--effort", "immense"], "invalid choice: 'immense'"),
+        (["--N", "4096", "--K", "2048", "--kernels", "0"], "'0' holds a number below 1"),
+        (["--N", "4096", "--K", "2048", "--kernels", "8,16"], "'8,16' is 2 numbers where one is meant"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -151,6 +153,15 @@ def test_a_second_run_shows_the_gain_over_the_file_in_place(
     second = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["64"]]
     assert first[0].split()[-1] == "-"
     assert 1.0 <= float(second[0].split()[-1]) < 1.05, "with the first run's timings it may look further"
+
+
+def test_the_kernels_of_a_shape_can_be_bounded(simulate: Simulate, tmp_path: Path) -> None:
+    log = simulate()
+    assert command.main(arguments(tmp_path, "--kernels", "6")) == 0
+    checked = {line.split(" KernelConfig")[1] for line in log.read_text().splitlines() if "check " in line}
+    ours = [config for config in checked if not {"deep_gemm", "triton"} & set(config.split("'"))]
+    assert 4 <= len(ours) <= 6
+    assert written(tmp_path / "out", N, K).metadata["effort"] == "quick, 6 kernels"
 
 
 def test_a_shape_that_could_not_be_finished_shows_in_the_status(
