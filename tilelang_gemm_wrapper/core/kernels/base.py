@@ -8,6 +8,7 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
+    SCALE_WARPS,
     ctas_per_sm,
     pieces,
     register_split,
@@ -104,8 +105,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             parts = roles.alloc_group_parts(
                 config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
             )
-            full = T.alloc_barrier([LOADING_WARPS] * stages)
-            empty = T.alloc_barrier([4 * row_pieces] * stages)
+            full, empty = roles.alloc_barriers(stages, LOADING_WARPS, 4 * row_pieces, SCALE_WARPS)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)

@@ -12,6 +12,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
     PARTIAL_PAD,
+    SCALE_WARPS,
     pieces,
     scale_blocks,
 )
@@ -66,8 +67,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
             )
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
-            full = T.alloc_barrier([LOADING_WARPS] * stages)
-            empty = T.alloc_barrier([4 * row_pieces] * stages)
+            full, empty = roles.alloc_barriers(stages, LOADING_WARPS, 4 * row_pieces, SCALE_WARPS)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps

@@ -41,8 +41,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             parts = roles.alloc_group_parts(
                 tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
             )
-            full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([4 * row_pieces] * stages)
+            full, empty = roles.alloc_barriers(stages, 1, 4 * row_pieces, 0)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
