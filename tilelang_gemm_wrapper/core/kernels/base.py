@@ -16,17 +16,23 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 )
 
 
+def steps_of(tiles, n_start, count, M):
+    """Where along K the tile that begins at weight `n_start` begins."""
+    return roles.Steps.spread(0, count, n_start // tiles.weights, tiles.n_tiles, M)
+
+
 @T.macro
-def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
+def load_tiles(A, B, ring, tiles, at, M, steps, early, first_thread):
     """Everything that the TMA warp does."""
     if early > 0:
         persistent.locate(at, tiles, 0)
-        roles.load_early(B, ring, at[1], 0, early, False)
+        roles.load_early(B, ring, at[1], steps_of(tiles, at[1], steps, M), early, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, early, first_thread, False)
+        walk = steps_of(tiles, n_start, steps, M)
+        roles.feed_tile(A, B, ring, m_start, n_start, walk, turn, early, first_thread, False)
 
 
 @T.macro
@@ -36,8 +42,9 @@ def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
+        walk = steps_of(tiles, n_start, steps, M)
         roles.feed_scales(
-            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, 0, steps, turn, early, first_thread
+            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, turn, early, first_thread
         )
 
 
@@ -121,7 +128,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                     T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
-                    load_tiles(A, B, ring, tiles, at, steps, early, threads)
+                    load_tiles(A, B, ring, tiles, at, M, steps, early, threads)
                 else:
                     T.assume(thread >= threads + 32)
                     load_scales(

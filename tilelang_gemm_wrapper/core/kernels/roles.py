@@ -31,6 +31,8 @@ from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP, SCAL
 
 SCALE_LANES = 32 * SCALE_WARPS
 
+SPREAD_UP_TO = 512  # tokens
+
 # One lane arrives for its warp, whose lanes `T.sync_warp` has put in step. Where nvcc knows that they are, it
 # drops the instruction, and compute-sanitizer's racecheck takes the other lanes for unsynchronised:
 # benchmarks/sanitize_tilelang_gemm.py has all 32 arrive.
@@ -53,6 +55,28 @@ class Ring(NamedTuple):
     @property
     def stages(self) -> int:
         return int(self.A.shape[0])
+
+
+class Steps(NamedTuple):
+    """The K steps of a tile in a CTA: `count` from `first` on, begun at the `start`th and taken round.
+
+    CTAs that share their tokens begin at different steps (`spread`): if all asked for one tile of tokens at a
+    time, a few slices of L2 would serve them all while the others are idle.
+    """
+
+    first: Any
+    count: int
+    start: Any = 0
+
+    @classmethod
+    def spread(cls, first, count, n_tile, n_tiles, M):
+        """Begun as far along K as `n_tile` is along N. With many tokens that would cost L2 hits."""
+        return cls(first, count, T.if_then_else(M <= SPREAD_UP_TO, n_tile * count // n_tiles, 0))
+
+    def at(self, k):
+        """The k'th step to take."""
+        step = self.start + k
+        return self.first + T.if_then_else(step >= self.count, step - self.count, step)
 
 
 class Share(NamedTuple):
@@ -116,33 +140,34 @@ def load_step(operand, pieces, full, slot, start, k, last_use):
 
 
 @T.macro
-def load_early(B, ring, n_start, first_step, early, last_use):
+def load_early(B, ring, n_start, steps, early, last_use):
     """Weights that were there before the stream's preceding kernel need not wait for it, all else does.
 
     With programmatic dependent launch a kernel starts while its predecessor still runs. What that one writes
     may be read only after `pdl_sync`: the tokens, their scales, and the memory that C overwrites.
     """
     for k in T.serial(early):
-        load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
+        load_step(B, ring.B, ring.full, k, n_start, steps.at(k), last_use)
     T.pdl_sync()
 
 
 @T.macro
-def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, first_thread, last_use):
+def feed_tile(A, B, ring, m_start, n_start, steps, turn, early, first_thread, last_use):
     """The TMA warp: both operands of every K step of one tile; the first `early` weights are on their way."""
-    for k in T.serial(steps):
+    for k in T.serial(steps.count):
         slot = k % ring.stages
-        T.barrier_wait(ring.empty[slot], (use_of(slot, turn, k // ring.stages, steps, ring.stages) & 1) ^ 1)
-        if turn * steps + k >= early:
-            load_step(B, ring.B, ring.full, slot, n_start, first_step + k, last_use)
-        load_step(A, ring.A, ring.full, slot, m_start, first_step + k, False)
+        use = use_of(slot, turn, k // ring.stages, steps.count, ring.stages)
+        T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
+        if turn * steps.count + k >= early:
+            load_step(B, ring.B, ring.full, slot, n_start, steps.at(k), last_use)
+        load_step(A, ring.A, ring.full, slot, m_start, steps.at(k), False)
         if T.get_thread_binding() == first_thread:
             T.barrier_arrive(ring.full[slot])
 
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, turn, early, first_thread
+    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, steps, turn, early, first_thread
 ):  # fmt: skip
     """The scale warps: scale_shared[slot, block, token] = A_scale * B_scale of every K step of one tile.
 
@@ -160,22 +185,23 @@ def feed_scales(
     block = T.alloc_local((blocks,), "int32")
     for b in T.unroll(blocks):
         block[b] = T.min(n_start // 128 + b, B_scale.shape[0] - 1)
-        weight_scale[1, b] = B_scale[block[b], first_step]
+        weight_scale[1, b] = B_scale[block[b], steps.at(0)]
     if early > 0:
         T.pdl_sync()
     for i in T.unroll(rows_per_lane):
         row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
-        token_scale[1, i] = A_scale[row[i], first_step]
-    for k in T.serial(steps):
+        token_scale[1, i] = A_scale[row[i], steps.at(0)]
+    for k in T.serial(steps.count):
         slot = k % ring.stages
-        ahead = first_step + T.min(k + 1, steps - 1)
+        ahead = steps.at(T.min(k + 1, steps.count - 1))
         for b in T.unroll(blocks):
             weight_scale[0, b] = weight_scale[1, b]
             weight_scale[1, b] = B_scale[block[b], ahead]
         for i in T.unroll(rows_per_lane):
             token_scale[0, i] = token_scale[1, i]
             token_scale[1, i] = A_scale[row[i], ahead]
-        T.barrier_wait(ring.empty[slot], (use_of(slot, turn, k // ring.stages, steps, ring.stages) & 1) ^ 1)
+        use = use_of(slot, turn, k // ring.stages, steps.count, ring.stages)
+        T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
         for i in T.unroll(rows_per_lane):
             if i * SCALE_LANES + lane < tile_tokens:
                 for b in T.unroll(blocks):
@@ -305,9 +331,7 @@ def by_warpgroup(warpgroups, work, operands):
 
 
 @T.macro
-def stage_scales(
-    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
-):
+def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, steps, threads, early):
     """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
 
     Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. Where
@@ -316,21 +340,21 @@ def stage_scales(
     threads stage neighbouring tokens whatever the layout of A_scale: walking along K where that is contiguous
     was slower on an H200, not faster.
     """
-    steps, tile_tokens = scale_strip.shape
+    tile_tokens = scale_strip.shape[1]
     if early > 0:
-        for k in T.Parallel(steps):
-            weight_strip[k] = B_scale[n_start // 128, first_step + k]
+        for k in T.Parallel(steps.count):
+            weight_strip[k] = B_scale[n_start // 128, steps.at(k)]
         T.pdl_sync()
         T.sync_threads(1, threads)
-        for k, j in T.Parallel(steps, tile_tokens):
+        for k, j in T.Parallel(steps.count, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
-                m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
+                m_start + j < M, A_scale[m_start + j, steps.at(k)] * weight_strip[k], 0.0
             )
     else:
-        for k, j in T.Parallel(steps, tile_tokens):
+        for k, j in T.Parallel(steps.count, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M,
-                A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k],
+                A_scale[m_start + j, steps.at(k)] * B_scale[n_start // 128, steps.at(k)],
                 0.0,
             )
     T.sync_threads(1, threads)
@@ -353,20 +377,18 @@ def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_share
 @T.macro
 def swapped_tile(
     A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    first_step, threads, early,
+    steps, threads, early,
 ):  # fmt: skip
     """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
         if early > 0:
-            load_early(B, ring, n_start, first_step, early, True)
-        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, early, threads, True)
+            load_early(B, ring, n_start, steps, early, True)
+        feed_tile(A, B, ring, m_start, n_start, steps, 0, early, threads, True)
     else:
         T.assume(thread < threads)
-        stage_scales(
-            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
-        )
+        stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, steps, threads, early)
         by_warpgroup(
             threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
         )

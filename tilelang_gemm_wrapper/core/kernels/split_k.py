@@ -70,7 +70,8 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             full, empty = roles.alloc_barriers(stages, LOADING_WARPS, 4 * row_pieces, SCALE_WARPS)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
-            m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            walk = roles.Steps.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
             if static_weights:
@@ -81,12 +82,12 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
                     if early > 0:
-                        roles.load_early(B, ring, n_start, first_step, early, True)
-                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
+                        roles.load_early(B, ring, n_start, walk, early, True)
+                    roles.feed_tile(A, B, ring, m_start, n_start, walk, 0, early, threads, True)
                 else:
                     T.assume(thread >= threads + 32)
                     roles.feed_scales(
-                        A_scale, B_scale, ring, scale_shared, M, m_start, n_start, first_step, steps, 0,
+                        A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, 0,
                         early, threads + 32,
                     )  # fmt: skip
             else:

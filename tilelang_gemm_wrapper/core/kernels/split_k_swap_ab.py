@@ -51,11 +51,12 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            walk = roles.Steps.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
             if static_weights:
                 T.pdl_trigger()
             roles.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
-                m_start, n_start, split * steps, threads, early,
+                m_start, n_start, walk, threads, early,
             )  # fmt: skip
             cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 
