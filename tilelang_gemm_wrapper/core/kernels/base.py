@@ -16,9 +16,9 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 )
 
 
-def steps_of(tiles, n_start, count, M):
+def walk_of(tiles, n_start, steps, M):
     """Where along K the tile that begins at weight `n_start` begins."""
-    return roles.Steps.spread(0, count, n_start // tiles.weights, tiles.n_tiles, M)
+    return roles.Walk.spread(0, steps, n_start // tiles.weights, tiles.n_tiles, M)
 
 
 @T.macro
@@ -26,12 +26,12 @@ def load_tiles(A, B, ring, tiles, at, M, steps, early, first_thread):
     """Everything that the TMA warp does."""
     if early > 0:
         persistent.locate(at, tiles, 0)
-        roles.load_early(B, ring, at[1], steps_of(tiles, at[1], steps, M), early, False)
+        roles.load_early(B, ring, at[1], walk_of(tiles, at[1], steps, M), early, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        walk = steps_of(tiles, n_start, steps, M)
+        walk = walk_of(tiles, n_start, steps, M)
         roles.feed_tile(A, B, ring, m_start, n_start, walk, turn, early, first_thread, False)
 
 
@@ -42,10 +42,37 @@ def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        walk = steps_of(tiles, n_start, steps, M)
+        walk = walk_of(tiles, n_start, steps, M)
         roles.feed_scales(
             A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, turn, early, first_thread
         )
+
+
+def alloc_stored(rows, columns):
+    """Shared memory for a tile of C: whole, or in parts of 16 columns where TileLang 0.1.11 cannot store it
+    whole, having no swizzle for such rows."""
+    shape = (rows, columns) if columns % 32 == 0 else (columns // 16, rows, 16)
+    return T.alloc_shared(shape, BF16)
+
+
+@T.macro
+def round_to_bfloat16(accum, C_shared):
+    if len(C_shared.shape) == 2:
+        T.copy(accum, C_shared)
+    else:
+        for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+            C_shared[j // 16, i, j % 16] = accum[i, j]
+
+
+@T.macro
+def store(C_shared, C, m_start, n_start):
+    if len(C_shared.shape) == 2:
+        rows, columns = C_shared.shape
+        T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
+    else:
+        for part in T.unroll(C_shared.shape[0]):
+            first = n_start + part * 16
+            T.tma_copy(C_shared[part, :, :], C[m_start : m_start + C_shared.shape[1], first : first + 16])
 
 
 @T.macro
@@ -56,7 +83,7 @@ def multiply_tiles(warpgroup, warpgroups, ring, scale_shared, parts, tiles, at, 
     """
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     rows, columns = ring.A.shape[2], ring.B.shape[2]
-    C_shared = T.alloc_shared((rows, columns), BF16) if share.group == 0 else None
+    C_shared = alloc_stored(rows, columns) if share.group == 0 else None
     partial = T.alloc_fragment((rows, columns), F32)
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
@@ -75,11 +102,11 @@ def multiply_tiles(warpgroup, warpgroups, ring, scale_shared, parts, tiles, at, 
             if T.get_thread_binding() < warpgroup * 128 + 32:
                 T.tma_store_wait(0)
             T.sync_threads(1 + share.piece, 128)
-            T.copy(accum, C_shared)
+            round_to_bfloat16(accum, C_shared)
             T.fence_proxy_async()
             T.sync_threads(5 + share.piece, 128)
             if T.get_thread_binding() < warpgroup * 128 + 32:
-                T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
+                store(C_shared, C, m_start, n_start)
     if share.group == 0 and T.get_thread_binding() < warpgroup * 128 + 32:
         T.tma_store_wait(0)
 

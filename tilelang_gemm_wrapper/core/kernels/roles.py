@@ -57,26 +57,26 @@ class Ring(NamedTuple):
         return int(self.A.shape[0])
 
 
-class Steps(NamedTuple):
-    """The K steps of a tile in a CTA: `count` from `first` on, begun at the `start`th and taken round.
+class Walk(NamedTuple):
+    """The K steps of a tile in a CTA: `steps` from `first` on, begun at the `start`th and taken round.
 
     CTAs that share their tokens begin at different steps (`spread`): if all asked for one tile of tokens at a
     time, a few slices of L2 would serve them all while the others are idle.
     """
 
     first: Any
-    count: int
+    steps: int
     start: Any = 0
 
     @classmethod
-    def spread(cls, first, count, n_tile, n_tiles, M):
+    def spread(cls, first, steps, n_tile, n_tiles, M):
         """Begun as far along K as `n_tile` is along N. With many tokens that would cost L2 hits."""
-        return cls(first, count, T.if_then_else(M <= SPREAD_UP_TO, n_tile * count // n_tiles, 0))
+        return cls(first, steps, T.if_then_else(M <= SPREAD_UP_TO, n_tile * steps // n_tiles, 0))
 
     def at(self, k):
         """The k'th step to take."""
         step = self.start + k
-        return self.first + T.if_then_else(step >= self.count, step - self.count, step)
+        return self.first + T.if_then_else(step >= self.steps, step - self.steps, step)
 
 
 class Share(NamedTuple):
@@ -140,34 +140,34 @@ def load_step(operand, pieces, full, slot, start, k, last_use):
 
 
 @T.macro
-def load_early(B, ring, n_start, steps, early, last_use):
+def load_early(B, ring, n_start, walk, early, last_use):
     """Weights that were there before the stream's preceding kernel need not wait for it, all else does.
 
     With programmatic dependent launch a kernel starts while its predecessor still runs. What that one writes
     may be read only after `pdl_sync`: the tokens, their scales, and the memory that C overwrites.
     """
     for k in T.serial(early):
-        load_step(B, ring.B, ring.full, k, n_start, steps.at(k), last_use)
+        load_step(B, ring.B, ring.full, k, n_start, walk.at(k), last_use)
     T.pdl_sync()
 
 
 @T.macro
-def feed_tile(A, B, ring, m_start, n_start, steps, turn, early, first_thread, last_use):
+def feed_tile(A, B, ring, m_start, n_start, walk, turn, early, first_thread, last_use):
     """The TMA warp: both operands of every K step of one tile; the first `early` weights are on their way."""
-    for k in T.serial(steps.count):
+    for k in T.serial(walk.steps):
         slot = k % ring.stages
-        use = use_of(slot, turn, k // ring.stages, steps.count, ring.stages)
+        use = use_of(slot, turn, k // ring.stages, walk.steps, ring.stages)
         T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-        if turn * steps.count + k >= early:
-            load_step(B, ring.B, ring.full, slot, n_start, steps.at(k), last_use)
-        load_step(A, ring.A, ring.full, slot, m_start, steps.at(k), False)
+        if turn * walk.steps + k >= early:
+            load_step(B, ring.B, ring.full, slot, n_start, walk.at(k), last_use)
+        load_step(A, ring.A, ring.full, slot, m_start, walk.at(k), False)
         if T.get_thread_binding() == first_thread:
             T.barrier_arrive(ring.full[slot])
 
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, steps, turn, early, first_thread
+    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, turn, early, first_thread
 ):  # fmt: skip
     """The scale warps: scale_shared[slot, block, token] = A_scale * B_scale of every K step of one tile.
 
@@ -185,22 +185,22 @@ def feed_scales(
     block = T.alloc_local((blocks,), "int32")
     for b in T.unroll(blocks):
         block[b] = T.min(n_start // 128 + b, B_scale.shape[0] - 1)
-        weight_scale[1, b] = B_scale[block[b], steps.at(0)]
+        weight_scale[1, b] = B_scale[block[b], walk.at(0)]
     if early > 0:
         T.pdl_sync()
     for i in T.unroll(rows_per_lane):
         row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
-        token_scale[1, i] = A_scale[row[i], steps.at(0)]
-    for k in T.serial(steps.count):
+        token_scale[1, i] = A_scale[row[i], walk.at(0)]
+    for k in T.serial(walk.steps):
         slot = k % ring.stages
-        ahead = steps.at(T.min(k + 1, steps.count - 1))
+        ahead = walk.at(T.min(k + 1, walk.steps - 1))
         for b in T.unroll(blocks):
             weight_scale[0, b] = weight_scale[1, b]
             weight_scale[1, b] = B_scale[block[b], ahead]
         for i in T.unroll(rows_per_lane):
             token_scale[0, i] = token_scale[1, i]
             token_scale[1, i] = A_scale[row[i], ahead]
-        use = use_of(slot, turn, k // ring.stages, steps.count, ring.stages)
+        use = use_of(slot, turn, k // ring.stages, walk.steps, ring.stages)
         T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
         for i in T.unroll(rows_per_lane):
             if i * SCALE_LANES + lane < tile_tokens:
@@ -331,7 +331,7 @@ def by_warpgroup(warpgroups, work, operands):
 
 
 @T.macro
-def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, steps, threads, early):
+def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, walk, threads, early):
     """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
 
     Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. Where
@@ -342,19 +342,19 @@ def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_star
     """
     tile_tokens = scale_strip.shape[1]
     if early > 0:
-        for k in T.Parallel(steps.count):
-            weight_strip[k] = B_scale[n_start // 128, steps.at(k)]
+        for k in T.Parallel(walk.steps):
+            weight_strip[k] = B_scale[n_start // 128, walk.at(k)]
         T.pdl_sync()
         T.sync_threads(1, threads)
-        for k, j in T.Parallel(steps.count, tile_tokens):
+        for k, j in T.Parallel(walk.steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
-                m_start + j < M, A_scale[m_start + j, steps.at(k)] * weight_strip[k], 0.0
+                m_start + j < M, A_scale[m_start + j, walk.at(k)] * weight_strip[k], 0.0
             )
     else:
-        for k, j in T.Parallel(steps.count, tile_tokens):
+        for k, j in T.Parallel(walk.steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M,
-                A_scale[m_start + j, steps.at(k)] * B_scale[n_start // 128, steps.at(k)],
+                A_scale[m_start + j, walk.at(k)] * B_scale[n_start // 128, walk.at(k)],
                 0.0,
             )
     T.sync_threads(1, threads)
@@ -377,18 +377,18 @@ def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_share
 @T.macro
 def swapped_tile(
     A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    steps, threads, early,
+    walk, threads, early,
 ):  # fmt: skip
     """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
         if early > 0:
-            load_early(B, ring, n_start, steps, early, True)
-        feed_tile(A, B, ring, m_start, n_start, steps, 0, early, threads, True)
+            load_early(B, ring, n_start, walk, early, True)
+        feed_tile(A, B, ring, m_start, n_start, walk, 0, early, threads, True)
     else:
         T.assume(thread < threads)
-        stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, steps, threads, early)
+        stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, walk, threads, early)
         by_warpgroup(
             threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
         )

@@ -71,7 +71,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            walk = roles.Steps.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
+            walk = roles.Walk.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
             if static_weights:

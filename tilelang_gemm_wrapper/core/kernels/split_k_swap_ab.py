@@ -51,7 +51,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            walk = roles.Steps.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
+            walk = roles.Walk.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
             if static_weights:
                 T.pdl_trigger()
             roles.swapped_tile(

@@ -49,7 +49,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 T.pdl_trigger()
             roles.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
-                n_start, roles.Steps.spread(0, steps, n_tile, -(-N // tile_weights), M), threads, early,
+                n_start, roles.Walk.spread(0, steps, n_tile, -(-N // tile_weights), M), threads, early,
             )  # fmt: skip
             T.fence_proxy_async()
             T.sync_threads()
