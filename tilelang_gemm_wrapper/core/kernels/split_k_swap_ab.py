@@ -54,20 +54,9 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
 
             if T.get_thread_binding() >= threads:
                 hopper.fill_ring(
-                    A,
-                    B,
-                    A_shared,
-                    B_shared,
-                    full,
-                    empty,
-                    m_start,
-                    n_start,
-                    first_step,
-                    steps,
-                    threads,
-                    True,
-                    early,
-                )
+                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads,
+                    True, early,
+                )  # fmt: skip
             else:
                 hopper.accumulate_columns(
                     A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
