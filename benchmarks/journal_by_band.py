@@ -1,6 +1,6 @@
 """How the fastest TileLang kernels of a kept tuning journal compare, by bands of M.
 
-    python benchmarks/journal_by_band.py benchmarks/results/NVIDIA_H200/trials/10_tuning_journal.jsonl.xz
+    python benchmarks/journal_by_band.py JOURNAL.jsonl.xz
 
 Writes a Markdown table beside the journal: over the public M, the best final timing of a cell ÷ DeepGEMM's,
 and ÷ ideal. Needs no GPU.
@@ -55,9 +55,8 @@ def table(path: Path) -> str:
         )
     return (
         f"# {path.name}\n\nWritten by `benchmarks/journal_by_band.py`: {len(floors)} shapes, "
-        f"{counts[Timing]} timings, {counts[Failure]} failures. Geomeans of the fastest TileLang kernel of each cell.\n\n"
-        + "\n".join(lines_of_table)
-        + "\n"
+        f"{counts[Timing]} timings, {counts[Failure]} failures. Geomeans of the fastest TileLang kernel of each "
+        f"cell.\n\n" + "\n".join(lines_of_table) + "\n"
     )
 
 
