@@ -55,8 +55,8 @@ def table(path: Path) -> str:
         )
     return (
         f"# {path.name}\n\nWritten by `benchmarks/journal_by_band.py`: {len(floors)} shapes, "
-        f"{counts[Timing]} timings, {counts[Failure]} failures. Geomeans of the fastest TileLang kernel of each "
-        f"cell.\n\n" + "\n".join(lines_of_table) + "\n"
+        f"{counts[Timing]} timings, {counts[Failure]} failures. Geomeans of the fastest TileLang kernel "
+        f"of each cell.\n\n" + "\n".join(lines_of_table) + "\n"
     )
 
 
