@@ -76,6 +76,18 @@ class Case:
     reference: torch.Tensor
 
 
+def _launching(launch: Callable[..., Any], case: Case, A_scale: torch.Tensor) -> Call:
+    """A call of what takes (A, A_scale, B, B_scale, C)."""
+    A, weights, C = case.A, case.matrix.weights, case.C
+
+    def call(i: int) -> torch.Tensor:
+        B, B_scale = weights[i]
+        launch(A, A_scale, B, B_scale, C)
+        return C
+
+    return call
+
+
 def _tilelang_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
     from tilelang_gemm_wrapper import gemm_nt_f8f8bf16
 
@@ -106,15 +118,7 @@ def _tilelang_gemm_static_weights(case: Case) -> Call:
     if job is None:
         raise Refused("no kernel of this package that reads weights early is chosen here")
     launch = tilelang_launch(job, torch.cuda.current_device())
-    A, A_scale = case.A, convert_scale_layout(case.A_scale, "column_tma")
-    weights, C = case.matrix.weights, case.C
-
-    def call(i: int) -> torch.Tensor:
-        B, B_scale = weights[i]
-        launch(A, A_scale, B, B_scale, C)
-        return C
-
-    return call
+    return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
 
 
 def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
@@ -176,14 +180,7 @@ def _triton(case: Case) -> Call:
     )
     if reason:
         raise Refused(reason)
-    A, A_scale, weights, C = case.A, case.A_scale, case.matrix.weights, case.C
-
-    def call(i: int) -> torch.Tensor:
-        B, B_scale = weights[i]
-        module.gemm(A, A_scale, B, B_scale, C)
-        return C
-
-    return call
+    return _launching(module.gemm, case, case.A_scale)
 
 
 PROVIDERS: dict[str, Callable[[Case], Call]] = {
@@ -204,14 +201,7 @@ def _bare_kernel(case: Case) -> Call:
     launch = gemm.prepare(position)
     if gemm.choices[position].config is None:
         raise Refused("no TileLang kernel is chosen for this shape")
-    A, A_scale, weights, C = case.A, case.A_scale, case.matrix.weights, case.C
-
-    def call(i: int) -> torch.Tensor:
-        B, B_scale = weights[i]
-        launch(A, A_scale, B, B_scale, C)
-        return C
-
-    return call
+    return _launching(launch, case, case.A_scale)
 
 
 # For the time that the host needs, the kernel alone stands beside them as the least that a call can take.

@@ -39,11 +39,16 @@ def compile_ahead(
     if cells and "tilelang_gemm_static_weights" in providers:
         from .bench_providers import static_weights_job
 
-        compile_many(job for (N, K), ms in cells.items() for M in ms if (job := static_weights_job(M, N, K)))
+        jobs_of_ours = (static_weights_job(M, N, K) for (N, K), ms in cells.items() for M in ms)
+        _log(compile_many(job for job in jobs_of_ours if job is not None))
 
 
 def _in_processes(jobs: Sequence[WarmupJob], workers: int) -> None:
     with tqdm(total=len(jobs), unit="shape", desc="compiling peers") as bar:
         failures = run_jobs(jobs, workers, lambda done, total: bar.update())
+    _log(failures)
+
+
+def _log(failures: Sequence[str]) -> None:
     for failure in failures:
         logger.debug("compiling ahead failed: %s", failure)

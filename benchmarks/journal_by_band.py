@@ -1,0 +1,75 @@
+"""How the fastest TileLang kernels of a kept tuning journal compare, by bands of M.
+
+    python benchmarks/journal_by_band.py JOURNAL.jsonl.xz
+
+Writes a Markdown table beside the journal: over the public M, the best final timing of a cell ÷ DeepGEMM's,
+and ÷ ideal. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+from collections import defaultdict
+from pathlib import Path
+
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+from tilelang_gemm_wrapper.core.report import BANDS, geomean
+from tilelang_gemm_wrapper.core.results import Cell, gemm_flops
+from tilelang_gemm_wrapper.core.timing import ideal_us
+from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing, from_fields
+from tilelang_gemm_wrapper.models import PUBLIC_M
+
+DEVICE = KNOWN_DEVICES["NVIDIA_H200"]
+
+
+def table(path: Path) -> str:
+    ours: dict[Cell, float] = {}
+    deep_gemm: dict[Cell, float] = {}
+    floors: dict[tuple[int, int], float] = {}
+    counts: defaultdict[type, int] = defaultdict(int)
+    with lzma.open(path, "rt") as lines:
+        for line in lines:
+            fields = json.loads(line)
+            del fields["environment"]
+            if fields["record"] == "environment":
+                continue
+            record = from_fields(fields)
+            counts[type(record)] += 1
+            if isinstance(record, ShapeConditions) and record.floor_us:
+                floors[record.N, record.K] = record.floor_us
+            elif isinstance(record, Timing) and record.stage == "final" and record.M in PUBLIC_M:
+                times = ours if record.config.is_tilelang else deep_gemm
+                if record.config.kernel_type != "triton":
+                    cell = record.M, record.N, record.K
+                    times[cell] = min(times.get(cell, record.p50_us), record.p50_us)
+    lines_of_table = ["| M | cells | ÷ DeepGEMM (worst) | ÷ ideal (worst) |", "|---|---|---|---|"]
+    for label, holds in BANDS:
+        cells = [cell for cell in ours if holds(cell[0]) and cell in deep_gemm]
+        versus = [ours[cell] / deep_gemm[cell] for cell in cells]
+        ideal = [ours[cell] / ideal_us(floors[cell[1:]], gemm_flops(*cell), DEVICE) for cell in cells]
+        lines_of_table.append(
+            f"| {label} | {len(cells)} | {geomean(versus):.2f} ({max(versus):.2f}) "
+            f"| {geomean(ideal):.2f} ({max(ideal):.2f}) |"
+        )
+    return (
+        f"# {path.name}\n\nWritten by `benchmarks/journal_by_band.py`: {len(floors)} shapes, "
+        f"{counts[Timing]} timings, {counts[Failure]} failures. Geomeans of the fastest TileLang kernel "
+        f"of each cell.\n\n" + "\n".join(lines_of_table) + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("journal", type=Path)
+    path = parser.parse_args().journal
+    text = table(path)
+    path.with_name(f"{path.name.split('.')[0]}_by_band.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
