@@ -7,7 +7,7 @@ from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.wrapper import Gemm
 
-# Small and large tiles, within a scale block and across two, warpgroups side by side and by turns, rings
+# Small and large tiles, within a scale block and across two, wider than one, warpgroups side by side and by turns, rings
 # shallow and deep.
 CONFIGS: dict[str, list[KernelConfig]] = {
     "base": [
@@ -20,6 +20,9 @@ CONFIGS: dict[str, list[KernelConfig]] = {
         KernelConfig("base", 128, 128, 128, 4, 256),
         KernelConfig("base", 256, 32, 128, 3, 128),
         KernelConfig("base", 128, 32, 128, 6, 256),
+        KernelConfig("base", 64, 144, 128, 4, 256),
+        KernelConfig("base", 128, 160, 128, 4, 256),
+        KernelConfig("base", 128, 192, 128, 3, 256),
         KernelConfig("base", 192, 128, 128, 4, 384),
     ],
     "swapAB": [
@@ -35,6 +38,7 @@ CONFIGS: dict[str, list[KernelConfig]] = {
         KernelConfig("splitK", 64, 64, 128, 0, 128, 2),
         KernelConfig("splitK", 64, 80, 128, 6, 384, 2),
         KernelConfig("splitK", 128, 128, 128, 4, 256, 2),
+        KernelConfig("splitK", 128, 160, 128, 3, 256, 2),
     ],
     "splitK_swapAB": [
         KernelConfig("splitK_swapAB", 64, 8, 128, 6, 128, 4),

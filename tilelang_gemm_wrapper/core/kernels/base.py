@@ -8,7 +8,6 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
-    SCALE_WARPS,
     ctas_per_sm,
     pieces,
     register_split,
@@ -16,36 +15,27 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 )
 
 
-def walk_of(tiles, n_start, steps, M):
-    """Where along K the tile that begins at weight `n_start` begins."""
-    return roles.Walk.spread(0, steps, n_start // tiles.weights, tiles.n_tiles, M)
-
-
 @T.macro
-def load_tiles(A, B, ring, tiles, at, M, steps, early, first_thread):
+def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
     """Everything that the TMA warp does."""
     if early > 0:
         persistent.locate(at, tiles, 0)
-        roles.load_early(B, ring, at[1], walk_of(tiles, at[1], steps, M), early, False)
+        roles.load_early(B, ring, at[1], 0, early, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        walk = walk_of(tiles, n_start, steps, M)
-        roles.feed_tile(A, B, ring, m_start, n_start, walk, turn, early, first_thread, False)
+        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, early, first_thread, False)
 
 
 @T.macro
-def load_scales(A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early, first_thread):
+def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread):
     """Everything that the scale warps do."""
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        walk = walk_of(tiles, n_start, steps, M)
-        roles.feed_scales(
-            A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, turn, early, first_thread
-        )
+        roles.feed_scales(A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread)
 
 
 def alloc_stored(rows, columns):
@@ -76,7 +66,7 @@ def store(C_shared, C, m_start, n_start):
 
 
 @T.macro
-def multiply_tiles(warpgroup, warpgroups, ring, scale_shared, parts, tiles, at, C, steps, early):
+def multiply_tiles(warpgroup, warpgroups, ring, parts, tiles, at, C, steps, early):
     """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
     The TMA store of a tile is waited for only when the next tile is to be stored.
@@ -94,9 +84,7 @@ def multiply_tiles(warpgroup, warpgroups, ring, scale_shared, parts, tiles, at, 
         persistent.locate(at, tiles, turn)
         m_start = at[0] + share.piece * rows
         n_start = at[1]
-        roles.accumulate_tokens(
-            ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, turn, share
-        )
+        roles.accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, turn, share)
         roles.sum_groups(accum, parts, share)
         if share.group == 0:
             if T.get_thread_binding() < warpgroup * 128 + 32:
@@ -135,13 +123,14 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
         ) as cta:
             A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
-            scale_shared = T.alloc_shared((stages, scale_blocks(config), config.block_M), F32)
+            token_scales = T.alloc_shared((stages, config.block_M), F32)
+            weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
             parts = roles.alloc_group_parts(
                 config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
             )
-            full, empty = roles.alloc_barriers(stages, LOADING_WARPS, 4 * row_pieces, SCALE_WARPS)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, roles.SCALE_LANES)
             roles.swizzled(A_shared, B_shared)
-            ring = roles.Ring(A_shared, B_shared, full, empty)
+            ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
             tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)
             at = T.alloc_local((2,), "int32")
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
@@ -155,12 +144,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                     T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
-                    load_tiles(A, B, ring, tiles, at, M, steps, early, threads)
+                    load_tiles(A, B, ring, tiles, at, steps, early, threads)
                 else:
                     T.assume(thread >= threads + 32)
-                    load_scales(
-                        A_scale, B_scale, ring, scale_shared, tiles, at, M, steps, early, threads + 32
-                    )
+                    load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, threads + 32)
             else:
                 T.assume(thread < threads)
                 if math_registers:
@@ -168,7 +155,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_tiles,
-                    (warpgroups, ring, scale_shared, parts, tiles, at, C, steps, early),
+                    (warpgroups, ring, parts, tiles, at, C, steps, early),
                 )
 
     return base

@@ -7,35 +7,25 @@ from tilelang_gemm_wrapper.core.kernels.resources import PARTIAL_PAD
 
 # TileLang can push into a peer CTA's shared memory but has no read of it; reading lets each CTA of the
 # cluster sum its own share of the tile in rank order, with one buffer and no mailbox.
-SUM_SOURCE = """
+READ_SOURCE = """
 namespace tilelang_gemm {
 template <int kRanks>
-__device__ __forceinline__ void cluster_sum4(float *sum, const float *partial) {
+__device__ __forceinline__ void cluster_read4(float *parts, const float *partial) {
   const unsigned local = static_cast<unsigned>(__cvta_generic_to_shared(partial));
-  float4 part[kRanks];
 #pragma unroll
   for (int rank = 0; rank < kRanks; ++rank) {
     unsigned remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(part[rank].x), "=f"(part[rank].y), "=f"(part[rank].z), "=f"(part[rank].w)
+                 : "=f"(parts[4 * rank]), "=f"(parts[4 * rank + 1]), "=f"(parts[4 * rank + 2]),
+                   "=f"(parts[4 * rank + 3])
                  : "r"(remote) : "memory");
   }
-  float4 total = part[0];
-#pragma unroll
-  for (int rank = 1; rank < kRanks; ++rank) {
-    total.x += part[rank].x;
-    total.y += part[rank].y;
-    total.z += part[rank].z;
-    total.w += part[rank].w;
-  }
-  sum[0] = total.x;
-  sum[1] = total.y;
-  sum[2] = total.z;
-  sum[3] = total.w;
 }
 }  // namespace tilelang_gemm
 """
+
+PARTS_AT_A_TIME = 16  # groups of four floats that a thread reads before it adds
 
 
 def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
@@ -46,30 +36,41 @@ def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
 
 @T.macro
 def reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads):
-    """Sum the cluster's float32 partial tiles in rank order and store them as bfloat16.
+    """Sum the cluster's float32 partial tiles in rank order and store them as bfloat16; for the multiplying warps.
 
     `partial_shared` is (tile_tokens, tile_weights + pad) in every CTA. Each CTA sums an equal share of the
-    tile, reading its peers' shared memory, so the order of additions never depends on timing. The pad lets
-    the transposing store of a swapAB accumulator (lanes walk 4 rows by 8 columns) touch 32 different banks.
+    tile, reading its peers' shared memory, so the order of additions never depends on timing. A read takes
+    long, so a thread has several under way. The pad lets the transposing store of a swapAB accumulator (lanes
+    walk 4 rows by 8 columns) touch 32 different banks.
     """
     tile_tokens = partial_shared.shape[0]
     quads_per_row = (partial_shared.shape[1] - PARTIAL_PAD) // 4
-    share = T.ceildiv(tile_tokens * quads_per_row, split_k)
-    total = T.alloc_local((4,), F32)
+    share = -(-int(tile_tokens * quads_per_row) // split_k)
+    batch = min(-(-share // threads), max(1, PARTS_AT_A_TIME // split_k))
+    parts = T.alloc_local((batch, split_k, 4), F32)
     T.cluster_sync()
-    first = T.block_rank_in_cluster() * share
-    for step in T.serial(T.ceildiv(share, threads)):
-        offset = step * threads + T.get_thread_binding()
-        row = (first + offset) // quads_per_row
-        column = (first + offset) % quads_per_row * 4
-        if offset < share and row < tile_tokens and m_start + row < M and n_start + column < N:
+    first = T.block_rank_in_cluster() * share + T.get_thread_binding()
+    last = T.min((T.block_rank_in_cluster() + 1) * share, tile_tokens * quads_per_row) - 1
+    for step in T.serial(-(-share // (threads * batch))):
+        for b in T.unroll(batch):
+            read = T.min(first + (step * batch + b) * threads, last)
             T.call_extern(
                 "handle",
-                f"tilelang_gemm::cluster_sum4<{split_k}>",
-                T.address_of(total[0]),
-                T.address_of(partial_shared[row, column]),
+                f"tilelang_gemm::cluster_read4<{split_k}>",
+                T.address_of(parts[b, 0, 0]),
+                T.address_of(partial_shared[read // quads_per_row, read % quads_per_row * 4]),
             )
-            for v in T.vectorized(4):
-                C[m_start + row, n_start + column + v] = total[v]
-    # A CTA that left early would take its shared memory away from peers still reading it.
-    T.cluster_sync()
+        for b in T.unroll(batch):
+            quad = first + (step * batch + b) * threads
+            token = m_start + quad // quads_per_row
+            weight = n_start + quad % quads_per_row * 4
+            for rank in T.unroll(split_k - 1):
+                for v in T.unroll(4):
+                    parts[b, 0, v] += parts[b, rank + 1, v]
+            if quad <= last and token < M and weight < N:
+                for v in T.vectorized(4):
+                    C[token, weight + v] = parts[b, 0, v]
+    # A CTA that left early would take its shared memory away from peers still reading it. Reads alone wait for
+    # nothing else: a full arrive would wait for the stores.
+    T.cluster_arrive_relaxed()
+    T.cluster_wait()

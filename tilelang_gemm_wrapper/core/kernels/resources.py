@@ -13,18 +13,18 @@ from tilelang_gemm_wrapper.core.device import HOPPER_SHARED_MEMORY
 if TYPE_CHECKING:
     from tilelang_gemm_wrapper.core.config import KernelConfig
 
-K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
-SCALE_WARPS = LOADING_WARPS - 1
+K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see cluster.reduce_store
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
-# Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
-# addresses and scales under the 255-register limit; the next size up (256) spills.
-_MAX_TILE_VALUES_PER_THREAD = 128
-_OTHER_VALUES = 48  # registers for addresses, scales and loops
+# Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for addresses
+# and scales, and 192 where the loading warps give registers to two warpgroups or there is only one.
+_MAX_TILE_VALUES = 128
+_MAX_WIDE_TILE_VALUES = 192
+_OTHER_VALUES = 40  # registers for addresses, scales and loops
 # On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
 _MAX_ADA_VALUES = 64
 _MAX_ADA_SPLIT_VALUES = 32
@@ -44,7 +44,7 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
         if config.is_swap_ab:
             buffers += [4 * steps * tokens, 4 * steps]
         else:
-            buffers.append(4 * stages * scale_blocks(config) * tokens)
+            buffers += [4 * stages * tokens, 4 * stages * scale_blocks(config)]
         buffers.append(4 * (step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
@@ -61,10 +61,12 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
     if config.threads > 256 and arch != "sm_90a":
         return f"threads = {config.threads}; {arch} takes at most 256 math threads"
     values = _values(config, arch)
-    if values > _MAX_TILE_VALUES_PER_THREAD:
+    wide = arch == "sm_90a" and not config.is_swap_ab and config.threads <= 256
+    most = _MAX_WIDE_TILE_VALUES if wide else _MAX_TILE_VALUES
+    if values > most:
         return (
             f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
-            f"values a thread in registers, more than {_MAX_TILE_VALUES_PER_THREAD}; use more threads or a "
+            f"values a thread in registers, more than {most}; use more threads or a "
             f"smaller tile"
         )
     return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
@@ -73,7 +75,8 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
 def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
     if arch != "sm_90a":
         return 16, 32, 64, 128
-    return (64, 128) if config.is_swap_ab else tuple(range(16, 129, 16))
+    # Of the tiles wider than a scale block these never reach into a third one.
+    return (64, 128) if config.is_swap_ab else (*range(16, 129, 16), 144, 160, 192)
 
 
 def _why_no_wgmma(config: KernelConfig) -> str | None:
@@ -126,15 +129,15 @@ def scale_blocks(config: KernelConfig) -> int:
 
 
 def register_split(config: KernelConfig) -> tuple[int, int]:
-    """Registers a thread of the multiplying and of the loading warps of Hopper's `base`, (0, 0) where equal.
+    """Registers a thread of the multiplying and of the loading warps of Hopper's `base` and `splitK`.
 
-    A CTA gets an equal share of the 65536 for every thread, in eights. Where accumulator and partial need
-    more, the loading warps give some of theirs; to ask for more than they gave is to wait forever.
+    (0, 0) where an equal share of the 65536 is enough. Where accumulator and partial need more, a whole
+    warpgroup of loading warps gives some of theirs; to ask for more than it gave is to wait forever.
     """
-    equal_share = 65536 // (config.threads + 32 * LOADING_WARPS)
-    if config.threads == 128 or _values(config, "sm_90a") + _OTHER_VALUES <= equal_share:
+    warpgroups = config.threads // 128 + 1  # an SM's quarter has registers for one warp of each
+    if _values(config, "sm_90a") + _OTHER_VALUES <= min(255, 512 // warpgroups):
         return 0, 0
-    return {256: (224, 56), 384: (160, 32)}[config.threads]
+    return {256: (232, 40), 384: (160, 32)}[config.threads]
 
 
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:

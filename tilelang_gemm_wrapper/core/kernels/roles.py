@@ -27,11 +27,9 @@ import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP, SCALE_WARPS
+from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP, LOADING_WARPS
 
-SCALE_LANES = 32 * SCALE_WARPS
-
-SPREAD_UP_TO = 512  # tokens
+SCALE_LANES = 32 * (LOADING_WARPS - 1)
 
 # One lane arrives for its warp, whose lanes `T.sync_warp` has put in step. Where nvcc knows that they are, it
 # drops the instruction, and compute-sanitizer's racecheck takes the other lanes for unsynchronised:
@@ -44,39 +42,20 @@ class Ring(NamedTuple):
     """The slots, each for one K step, and their barriers.
 
     A and B hold the tile of that operand in the pieces that the warpgroups multiply: (stages, pieces, rows of
-    a piece, 128) e4m3. Only the operand in WGMMA's rows has more than one.
+    a piece, 128) e4m3. Only the operand in WGMMA's rows has more than one. In base and splitK a slot has the
+    step's scales too: A_scale (stages, tokens of the tile) and B_scale (stages, scale blocks of the tile).
     """
 
     A: Any
     B: Any
     full: Any
     empty: Any
+    A_scale: Any = None
+    B_scale: Any = None
 
     @property
     def stages(self) -> int:
         return int(self.A.shape[0])
-
-
-class Walk(NamedTuple):
-    """The K steps of a tile in a CTA: `steps` from `first` on, begun at the `start`th and taken round.
-
-    CTAs that share their tokens begin at different steps (`spread`): if all asked for one tile of tokens at a
-    time, a few slices of L2 would serve them all while the others are idle.
-    """
-
-    first: Any
-    steps: int
-    start: Any = 0
-
-    @classmethod
-    def spread(cls, first, steps, n_tile, n_tiles, M):
-        """Begun as far along K as `n_tile` is along N. With many tokens that would cost L2 hits."""
-        return cls(first, steps, T.if_then_else(M <= SPREAD_UP_TO, n_tile * steps // n_tiles, 0))
-
-    def at(self, k):
-        """The k'th step to take."""
-        step = self.start + k
-        return self.first + T.if_then_else(step >= self.steps, step - self.steps, step)
 
 
 class Share(NamedTuple):
@@ -111,16 +90,17 @@ def use_of(slot, turn, lap, steps, stages):
     return turn * uses_of_a_tile + lap
 
 
-def alloc_barriers(stages, loading_warps, multiplying_warps, scale_warps):
-    """The full and the empty barrier of every slot; of the loading warps `scale_warps` arrive by `arrive`."""
-    filled = loading_warps - scale_warps + scale_warps * lanes_that_arrive
-    emptied = multiplying_warps * lanes_that_arrive
-    return T.alloc_barrier([filled] * stages), T.alloc_barrier([emptied] * stages)
+def alloc_barriers(stages, multiplying_warps, scale_lanes):
+    """The full and the empty barrier of every slot: full by one lane of the TMA warp and every scale lane."""
+    return (
+        T.alloc_barrier([1 + scale_lanes] * stages),
+        T.alloc_barrier([multiplying_warps * lanes_that_arrive] * stages),
+    )
 
 
 @T.macro
 def arrive(barriers, slot):
-    """This warp has written or read its part of the slot."""
+    """This warp has read its part of the slot."""
     T.sync_warp()
     if T.get_thread_binding() % 32 < lanes_that_arrive:
         T.barrier_arrive(barriers[slot])
@@ -140,101 +120,135 @@ def load_step(operand, pieces, full, slot, start, k, last_use):
 
 
 @T.macro
-def load_early(B, ring, n_start, walk, early, last_use):
+def load_early(B, ring, n_start, first_step, early, last_use):
     """Weights that were there before the stream's preceding kernel need not wait for it, all else does.
 
     With programmatic dependent launch a kernel starts while its predecessor still runs. What that one writes
     may be read only after `pdl_sync`: the tokens, their scales, and the memory that C overwrites.
     """
     for k in T.serial(early):
-        load_step(B, ring.B, ring.full, k, n_start, walk.at(k), last_use)
+        load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
     T.pdl_sync()
 
 
 @T.macro
-def feed_tile(A, B, ring, m_start, n_start, walk, turn, early, first_thread, last_use):
-    """The TMA warp: both operands of every K step of one tile; the first `early` weights are on their way."""
-    for k in T.serial(walk.steps):
-        slot = k % ring.stages
-        use = use_of(slot, turn, k // ring.stages, walk.steps, ring.stages)
-        T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-        if turn * walk.steps + k >= early:
-            load_step(B, ring.B, ring.full, slot, n_start, walk.at(k), last_use)
-        load_step(A, ring.A, ring.full, slot, m_start, walk.at(k), False)
-        if T.get_thread_binding() == first_thread:
-            T.barrier_arrive(ring.full[slot])
+def feed_slot(A, B, ring, m_start, n_start, step, slot, use, needs_weights, first_thread, last_use):
+    """The TMA warp: both operands of a K step, or the tokens alone, into a slot once it is free."""
+    T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
+    if needs_weights:
+        load_step(B, ring.B, ring.full, slot, n_start, step, last_use)
+    load_step(A, ring.A, ring.full, slot, m_start, step, False)
+    if T.get_thread_binding() == first_thread:
+        T.barrier_arrive(ring.full[slot])
+
+
+@T.macro
+def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, first_thread, last_use):
+    """The TMA warp: every K step of one tile; the first `early` weights, at most a ring, are on their way."""
+    for lap in T.unroll(steps // ring.stages, unroll_factor=1):
+        for slot in T.unroll(ring.stages):
+            use = use_of(slot, turn, lap, steps, ring.stages)
+            k = lap * ring.stages + slot
+            needs_weights = turn + lap > 0 if early > 0 else True
+            feed_slot(
+                A, B, ring, m_start, n_start, first_step + k, slot, use, needs_weights, first_thread, last_use
+            )
+    for last_slot in T.unroll(steps % ring.stages):
+        last_lap = steps // ring.stages
+        last_use_of = use_of(last_slot, turn, last_lap, steps, ring.stages)
+        last_k = last_lap * ring.stages + last_slot
+        needs_last = turn + last_lap > 0 if early > 0 else True
+        feed_slot(
+            A, B, ring, m_start, n_start, first_step + last_k, last_slot, last_use_of, needs_last,
+            first_thread, last_use,
+        )  # fmt: skip
+
+
+def copy_scale(source, destination):
+    """One float32, by cp.async: it takes no register, and nothing but its slot's barrier waits for it."""
+    return T.ptx_cp_async(T.access_ptr(destination, "w"), T.access_ptr(source, "r"), 1)
+
+
+@T.macro
+def feed_scale_slot(A_scale, B_scale, ring, M, m_start, block, step, slot, use, needs_weights, lane):
+    """The scale warps: the scales of a K step into a slot once it is free."""
+    tile_tokens = int(ring.A_scale.shape[1])
+    T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
+    if needs_weights and lane < int(ring.B_scale.shape[1]):
+        copy_scale(B_scale[block, step], ring.B_scale[slot, lane])
+    for i in T.unroll(-(-tile_tokens // SCALE_LANES)):
+        token = i * SCALE_LANES + lane
+        if token < tile_tokens:
+            copy_scale(A_scale[T.min(m_start + token, M - 1), step], ring.A_scale[slot, token])
+    T.cp_async_barrier_noinc(ring.full[slot])
 
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, turn, early, first_thread
+    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, early, first_thread
 ):  # fmt: skip
-    """The scale warps: scale_shared[slot, block, token] = A_scale * B_scale of every K step of one tile.
+    """The scale warps: the scales of every K step of one tile.
 
-    A tile of weights lies in one block of B_scale or across two. Scales are read one step ahead, into
-    registers, because a slot is free for less time than the read takes; the first of B_scale, which come from
-    DRAM, before the wait for the stream's preceding kernel where the weights are (`early`). Rows past M read
-    the last row's scale; what they scale is never stored.
+    A tile of weights lies in one block of B_scale or across two. The first `early` of B_scale, which come from
+    DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M read the
+    last row's scale; what they scale is never stored.
     """
-    blocks, tile_tokens = int(scale_shared.shape[1]), int(scale_shared.shape[2])
-    rows_per_lane = -(-tile_tokens // SCALE_LANES)
     lane = T.get_thread_binding() - first_thread
-    token_scale = T.alloc_local((2, rows_per_lane), F32)
-    weight_scale = T.alloc_local((2, blocks), F32)
-    row = T.alloc_local((rows_per_lane,), "int32")
-    block = T.alloc_local((blocks,), "int32")
-    for b in T.unroll(blocks):
-        block[b] = T.min(n_start // 128 + b, B_scale.shape[0] - 1)
-        weight_scale[1, b] = B_scale[block[b], walk.at(0)]
+    block = T.min(n_start // 128 + lane, B_scale.shape[0] - 1)
     if early > 0:
+        if turn == 0 and lane < int(ring.B_scale.shape[1]):
+            for k in T.serial(early):
+                copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
         T.pdl_sync()
-    for i in T.unroll(rows_per_lane):
-        row[i] = T.min(m_start + i * SCALE_LANES + lane, M - 1)
-        token_scale[1, i] = A_scale[row[i], walk.at(0)]
-    for k in T.serial(walk.steps):
-        slot = k % ring.stages
-        ahead = walk.at(T.min(k + 1, walk.steps - 1))
-        for b in T.unroll(blocks):
-            weight_scale[0, b] = weight_scale[1, b]
-            weight_scale[1, b] = B_scale[block[b], ahead]
-        for i in T.unroll(rows_per_lane):
-            token_scale[0, i] = token_scale[1, i]
-            token_scale[1, i] = A_scale[row[i], ahead]
-        use = use_of(slot, turn, k // ring.stages, walk.steps, ring.stages)
-        T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-        for i in T.unroll(rows_per_lane):
-            if i * SCALE_LANES + lane < tile_tokens:
-                for b in T.unroll(blocks):
-                    scale_shared[slot, b, i * SCALE_LANES + lane] = token_scale[0, i] * weight_scale[0, b]
-        arrive(ring.full, slot)
+    for lap in T.unroll(steps // ring.stages, unroll_factor=1):
+        for slot in T.unroll(ring.stages):
+            use = use_of(slot, turn, lap, steps, ring.stages)
+            needs_weights = turn + lap > 0 if early > 0 else True
+            feed_scale_slot(
+                A_scale, B_scale, ring, M, m_start, block, first_step + lap * ring.stages + slot, slot, use,
+                needs_weights, lane,
+            )  # fmt: skip
+    for last_slot in T.unroll(steps % ring.stages):
+        last_lap = steps // ring.stages
+        last_use = use_of(last_slot, turn, last_lap, steps, ring.stages)
+        needs_last = turn + last_lap > 0 if early > 0 else True
+        feed_scale_slot(
+            A_scale, B_scale, ring, M, m_start, block, first_step + last_lap * ring.stages + last_slot,
+            last_slot, last_use, needs_last, lane,
+        )  # fmt: skip
 
 
 @T.macro
-def multiply(rows, columns, ring, slot, partial):
-    """`partial = rows @ columns.T` for one piece, then give the slot back."""
-    T.wgmma_gemm(rows, columns, partial, transpose_B=True, clear_accum=True)
+def multiplied(ring, slot):
+    """Wait for the WGMMA, then give its slot back."""
     T.wait_wgmma(0)
     arrive(ring.empty, slot)
 
 
 @T.macro
-def tokens_step(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, slot, use, piece):
+def tokens_step(ring, partial, accum, scale, scale_beyond, n_start, slot, use, piece):
     """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight].
 
     Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
     places that choosing between the two scales costs little.
     """
     tokens, weights = accum.shape
+    first = piece * tokens
     T.barrier_wait(ring.full[slot], use & 1)
-    T.copy(scale_shared[slot, 0, piece * tokens : (piece + 1) * tokens], scale)
-    if scale_shared.shape[1] == 1:
-        multiply(ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], ring, slot, partial)
+    T.wgmma_gemm(
+        ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
+    )
+    for i in T.Parallel(tokens):
+        scale[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 0]
+    if ring.B_scale.shape[1] == 1:
+        multiplied(ring, slot)
         for i, j in T.Parallel(tokens, weights):
             accum[i, j] += partial[i, j] * scale[i]
     else:
         stride = math.gcd(int(weights), 128)
-        T.copy(scale_shared[slot, 1, piece * tokens : (piece + 1) * tokens], scale_beyond)
-        multiply(ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], ring, slot, partial)
+        for i in T.Parallel(tokens):
+            scale_beyond[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 1]
+        multiplied(ring, slot)
         for i, j in T.Parallel(tokens, weights):
             accum[i, j] += partial[i, j] * T.if_then_else(
                 j // stride * stride < 128 - n_start % 128, scale[i], scale_beyond[i]
@@ -242,29 +256,28 @@ def tokens_step(ring, scale_shared, partial, accum, scale, scale_beyond, n_start
 
 
 @T.macro
-def accumulate_tokens(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, turn, share):
+def accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, turn, share):
     """A warpgroup of base or splitK: its share of all K steps of one tile."""
     T.clear(accum)
     for lap in T.serial(steps // ring.stages):
         for i in T.unroll(share.steps_of(ring.stages)):
             slot = i * share.groups + share.group
             use = use_of(slot, turn, lap, steps, ring.stages)
-            tokens_step(
-                ring, scale_shared, partial, accum, scale, scale_beyond, n_start, slot, use, share.piece
-            )
+            tokens_step(ring, partial, accum, scale, scale_beyond, n_start, slot, use, share.piece)
     for i in T.unroll(share.steps_of(steps % ring.stages)):
         last_slot = i * share.groups + share.group
         last_use = use_of(last_slot, turn, steps // ring.stages, steps, ring.stages)
-        tokens_step(
-            ring, scale_shared, partial, accum, scale, scale_beyond, n_start, last_slot, last_use, share.piece
-        )
+        tokens_step(ring, partial, accum, scale, scale_beyond, n_start, last_slot, last_use, share.piece)
 
 
 @T.macro
 def weights_step(ring, scale_strip, partial, accum, slot, k, piece):
     """One K step of a warpgroup with weights in WGMMA's rows: accum[weight, token]."""
     T.barrier_wait(ring.full[slot], (k // ring.stages) & 1)
-    multiply(ring.B[slot, piece, :, :], ring.A[slot, 0, :, :], ring, slot, partial)
+    T.wgmma_gemm(
+        ring.B[slot, piece, :, :], ring.A[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
+    )
+    multiplied(ring, slot)
     for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
         accum[i, j] += partial[i, j] * scale_strip[k, j]
 
@@ -331,7 +344,9 @@ def by_warpgroup(warpgroups, work, operands):
 
 
 @T.macro
-def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, walk, threads, early):
+def stage_scales(
+    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+):
     """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
 
     Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. Where
@@ -340,21 +355,21 @@ def stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_star
     threads stage neighbouring tokens whatever the layout of A_scale: walking along K where that is contiguous
     was slower on an H200, not faster.
     """
-    tile_tokens = scale_strip.shape[1]
+    steps, tile_tokens = scale_strip.shape
     if early > 0:
-        for k in T.Parallel(walk.steps):
-            weight_strip[k] = B_scale[n_start // 128, walk.at(k)]
+        for k in T.Parallel(steps):
+            weight_strip[k] = B_scale[n_start // 128, first_step + k]
         T.pdl_sync()
         T.sync_threads(1, threads)
-        for k, j in T.Parallel(walk.steps, tile_tokens):
+        for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
-                m_start + j < M, A_scale[m_start + j, walk.at(k)] * weight_strip[k], 0.0
+                m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
             )
     else:
-        for k, j in T.Parallel(walk.steps, tile_tokens):
+        for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M,
-                A_scale[m_start + j, walk.at(k)] * B_scale[n_start // 128, walk.at(k)],
+                A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k],
                 0.0,
             )
     T.sync_threads(1, threads)
@@ -377,18 +392,20 @@ def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_share
 @T.macro
 def swapped_tile(
     A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    walk, threads, early,
+    first_step, threads, early,
 ):  # fmt: skip
     """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
         if early > 0:
-            load_early(B, ring, n_start, walk, early, True)
-        feed_tile(A, B, ring, m_start, n_start, walk, 0, early, threads, True)
+            load_early(B, ring, n_start, first_step, early, True)
+        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, early, threads, True)
     else:
         T.assume(thread < threads)
-        stage_scales(A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, walk, threads, early)
+        stage_scales(
+            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+        )
         by_warpgroup(
             threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
         )

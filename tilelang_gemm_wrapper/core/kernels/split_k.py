@@ -12,14 +12,14 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
     PARTIAL_PAD,
-    SCALE_WARPS,
     pieces,
+    register_split,
     scale_blocks,
 )
 
 
 @T.macro
-def multiply_share(warpgroup, warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps):
+def multiply_share(warpgroup, warpgroups, ring, parts, partial_shared, n_start, steps):
     """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     tokens, weights = ring.A.shape[2], ring.B.shape[2]
@@ -27,7 +27,7 @@ def multiply_share(warpgroup, warpgroups, ring, scale_shared, parts, partial_sha
     accum = T.alloc_fragment((tokens, weights), F32)
     scale = T.alloc_fragment((tokens,), F32)
     scale_beyond = T.alloc_fragment((tokens,), F32)
-    roles.accumulate_tokens(ring, scale_shared, partial, accum, scale, scale_beyond, n_start, steps, 0, share)
+    roles.accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, 0, share)
     roles.sum_groups(accum, parts, share)
     if share.group == 0:
         for i, j in T.Parallel(tokens, weights):
@@ -42,6 +42,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     groups = K // K_STEP
     steps = groups // split_k
     early = min(stages, steps) if static_weights else 0
+    math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -59,19 +60,19 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             threads=threads + 32 * LOADING_WARPS,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(cluster.SUM_SOURCE)
+            T.import_source(cluster.READ_SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, tile_tokens // row_pieces, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, tile_weights, K_STEP), FP8)
-            scale_shared = T.alloc_shared((stages, scale_blocks(config), tile_tokens), F32)
+            token_scales = T.alloc_shared((stages, tile_tokens), F32)
+            weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
             parts = roles.alloc_group_parts(
                 tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
             )
             partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
-            full, empty = roles.alloc_barriers(stages, LOADING_WARPS, 4 * row_pieces, SCALE_WARPS)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, roles.SCALE_LANES)
             roles.swizzled(A_shared, B_shared)
-            ring = roles.Ring(A_shared, B_shared, full, empty)
-            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            walk = roles.Walk.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
+            ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
+            m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
             if static_weights:
@@ -79,27 +80,31 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
 
             if warp >= threads // 32:
                 T.assume(thread >= threads)
+                if math_registers:
+                    T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
                     if early > 0:
-                        roles.load_early(B, ring, n_start, walk, early, True)
-                    roles.feed_tile(A, B, ring, m_start, n_start, walk, 0, early, threads, True)
+                        roles.load_early(B, ring, n_start, first_step, early, True)
+                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
                 else:
                     T.assume(thread >= threads + 32)
                     roles.feed_scales(
-                        A_scale, B_scale, ring, scale_shared, M, m_start, n_start, walk, 0,
+                        A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, 0,
                         early, threads + 32,
                     )  # fmt: skip
             else:
                 T.assume(thread < threads)
+                if math_registers:
+                    T.inc_max_nreg(math_registers)
                 if early > 0:
                     T.pdl_sync()
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_share,
-                    (warpgroups, ring, scale_shared, parts, partial_shared, n_start, steps),
+                    (warpgroups, ring, parts, partial_shared, n_start, steps),
                 )
-            cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+                cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 
     return split_k_base
 

@@ -38,7 +38,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             threads=threads + 32,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(cluster.SUM_SOURCE)
+            T.import_source(cluster.READ_SOURCE)
             A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
@@ -47,18 +47,19 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             parts = roles.alloc_group_parts(
                 tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
             )
-            full, empty = roles.alloc_barriers(stages, 1, 4 * row_pieces, 0)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            walk = roles.Walk.spread(split * steps, steps, n_tile, -(-N // tile_weights), M)
+            first_step = split * steps
             if static_weights:
                 T.pdl_trigger()
             roles.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
-                m_start, n_start, walk, threads, early,
+                m_start, n_start, first_step, threads, early,
             )  # fmt: skip
-            cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+            if roles.uniform_warp() < threads // 32:
+                cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
 
     return split_k_swap_ab
 

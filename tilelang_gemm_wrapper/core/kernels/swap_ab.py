@@ -41,7 +41,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             parts = roles.alloc_group_parts(
                 tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
             )
-            full, empty = roles.alloc_barriers(stages, 1, 4 * row_pieces, 0)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
@@ -49,7 +49,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 T.pdl_trigger()
             roles.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
-                n_start, roles.Walk.spread(0, steps, n_tile, -(-N // tile_weights), M), threads, early,
+                n_start, 0, threads, early,
             )  # fmt: skip
             T.fence_proxy_async()
             T.sync_threads()
