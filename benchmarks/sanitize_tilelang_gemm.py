@@ -59,7 +59,7 @@ def _jobs():
     configs = (
         KernelConfig("base", 64, 64, 128, 3, 128),
         KernelConfig("base", 64, 48, 128, 4, 256),
-        KernelConfig("base", 128, 128, 128, 3, 256),
+        KernelConfig("base", 128, 144, 128, 3, 256),
         KernelConfig("base", 192, 96, 128, 3, 384),
         KernelConfig("swapAB", 64, 16, 128, 4, 256),
         KernelConfig("swapAB", 128, 32, 128, 4, 256),

@@ -22,7 +22,7 @@ def test_search_space(N, K, device):
     assert [config for config in space if why_invalid(config, N, K, device)] == []
     assert [config for config, times in Counter(space).items() if times > 1] == []
     # With the widest tiles along N: no split where they fill the SMs twice, none that fills them four times.
-    tiles, sms = -(-N // 128), device.sm_count
+    tiles, sms = -(-N // (192 if device is H200 else 128)), device.sm_count
     dividing = {split for split in range(2, 9) if K // 128 % split == 0}
     splits = {split for split in dividing if tiles < 2 * sms and tiles * split <= 4 * sms}
     kinds = set(TILELANG_KERNELS) if splits else {"base", "swapAB"}

@@ -73,7 +73,7 @@ REFUSED = [
         KernelConfig("base", 128, 8, 128, 4, 128),
         ["block_N = 8", "16, 32, 48, 64", "scale block"],
     ),
-    ("sm_90a", KernelConfig("splitK", 64, 144, 128, 4, 384, 2), ["block_N = 144", "112, 128", "scale block"]),
+    ("sm_90a", KernelConfig("splitK", 64, 176, 128, 4, 256, 2), ["block_N = 176", "160, 192", "scale block"]),
     ("sm_89", KernelConfig("base", 64, 48, 128, 4, 128), ["block_N = 48", "16, 32, 64, 128"]),
     ("sm_90a", KernelConfig("swapAB", 256, 16, 128, 4, 256), ["block_M = 256", "64, 128"]),
     ("sm_89", KernelConfig("splitK_swapAB", 96, 16, 128, 3, 128, 2), ["block_M = 96", "scale block"]),

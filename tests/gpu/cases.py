@@ -7,8 +7,8 @@ from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.wrapper import Gemm
 
-# Small and large tiles, within a scale block and across two, wider than one, warpgroups side by side and by turns, rings
-# shallow and deep.
+# Small and large tiles, within a scale block, across two and wider than one, warpgroups side by side and by
+# turns, rings shallow and deep.
 CONFIGS: dict[str, list[KernelConfig]] = {
     "base": [
         KernelConfig("base", 64, 16, 128, 3, 128),

@@ -82,7 +82,7 @@ def served(times: Mapping[int, Mapping[KernelConfig, float]], M: int) -> KernelC
 
 
 def test_no_m_in_between_is_left_where_a_choice_may_lose() -> None:
-    wanted = (64, 128, 256, 4096)
+    wanted = (64, 128, 256, 1024, 4096)
     times = ShapeTimes(search(Child(), wanted, SPACE)).decided()
     for M in range(64, 4096, 37):
         suited = [config for config in SPACE if kernel_registry.suits(config, M, N, H200)]

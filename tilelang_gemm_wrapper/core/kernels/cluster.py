@@ -36,12 +36,13 @@ def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
 
 @T.macro
 def reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads):
-    """Sum the cluster's float32 partial tiles in rank order and store them as bfloat16; for the multiplying warps.
+    """All multiplying warps: sum the cluster's float32 partial tiles in rank order, store them as bfloat16.
 
     `partial_shared` is (tile_tokens, tile_weights + pad) in every CTA. Each CTA sums an equal share of the
     tile, reading its peers' shared memory, so the order of additions never depends on timing. A read takes
-    long, so a thread has several under way. The pad lets the transposing store of a swapAB accumulator (lanes
-    walk 4 rows by 8 columns) touch 32 different banks.
+    long, so a thread has several under way; and it adds up every one, since with a read still on its way it
+    must not leave. The pad lets the transposing store of a swapAB accumulator (lanes walk 4 rows by 8
+    columns) touch 32 different banks.
     """
     tile_tokens = partial_shared.shape[0]
     quads_per_row = (partial_shared.shape[1] - PARTIAL_PAD) // 4
@@ -50,27 +51,26 @@ def reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads):
     parts = T.alloc_local((batch, split_k, 4), F32)
     T.cluster_sync()
     first = T.block_rank_in_cluster() * share + T.get_thread_binding()
-    last = T.min((T.block_rank_in_cluster() + 1) * share, tile_tokens * quads_per_row) - 1
+    end = T.min((T.block_rank_in_cluster() + 1) * share, tile_tokens * quads_per_row)
     for step in T.serial(-(-share // (threads * batch))):
         for b in T.unroll(batch):
-            read = T.min(first + (step * batch + b) * threads, last)
-            T.call_extern(
-                "handle",
-                f"tilelang_gemm::cluster_read4<{split_k}>",
-                T.address_of(parts[b, 0, 0]),
-                T.address_of(partial_shared[read // quads_per_row, read % quads_per_row * 4]),
-            )
+            read = first + (step * batch + b) * threads
+            row, column = read // quads_per_row, read % quads_per_row * 4
+            if read < end and m_start + row < M and n_start + column < N:
+                T.call_extern(
+                    "handle",
+                    f"tilelang_gemm::cluster_read4<{split_k}>",
+                    T.address_of(parts[b, 0, 0]),
+                    T.address_of(partial_shared[row, column]),
+                )
         for b in T.unroll(batch):
             quad = first + (step * batch + b) * threads
-            token = m_start + quad // quads_per_row
-            weight = n_start + quad % quads_per_row * 4
-            for rank in T.unroll(split_k - 1):
-                for v in T.unroll(4):
-                    parts[b, 0, v] += parts[b, rank + 1, v]
-            if quad <= last and token < M and weight < N:
+            token, weight = m_start + quad // quads_per_row, n_start + quad % quads_per_row * 4
+            if quad < end and token < M and weight < N:
+                for rank in T.unroll(split_k - 1):
+                    for v in T.unroll(4):
+                        parts[b, 0, v] += parts[b, rank + 1, v]
                 for v in T.vectorized(4):
                     C[token, weight + v] = parts[b, 0, v]
-    # A CTA that left early would take its shared memory away from peers still reading it. Reads alone wait for
-    # nothing else: a full arrive would wait for the stores.
-    T.cluster_arrive_relaxed()
-    T.cluster_wait()
+    # A CTA that left early would take its shared memory away from peers still reading it.
+    T.cluster_sync()

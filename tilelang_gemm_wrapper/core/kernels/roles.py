@@ -74,6 +74,9 @@ class Share(NamedTuple):
         return max(0, -(-(steps - self.group) // self.groups))
 
 
+ALL = Share(piece=0, group=0, groups=1)  # of the steps: what the loading warps do
+
+
 def swizzled(*buffers):
     """Layout annotation for shared tiles that TMA writes and WGMMA reads (128-byte swizzle)."""
     return T.annotate_layout({buffer: make_swizzled_layout(buffer) for buffer in buffers})
@@ -132,36 +135,35 @@ def load_early(B, ring, n_start, first_step, early, last_use):
 
 
 @T.macro
-def feed_slot(A, B, ring, m_start, n_start, step, slot, use, needs_weights, first_thread, last_use):
-    """The TMA warp: both operands of a K step, or the tokens alone, into a slot once it is free."""
+def each_step(ring, steps, turn, share, work, operands):
+    """work(slot, k, use, *operands) for a share of the K steps of a tile, in their order."""
+    for lap in T.unroll(steps // ring.stages, unroll_factor=1):
+        for i in T.unroll(share.steps_of(ring.stages)):
+            slot = i * share.groups + share.group
+            use = use_of(slot, turn, lap, steps, ring.stages)
+            work(slot, lap * ring.stages + slot, use, *operands)
+    for i in T.unroll(share.steps_of(steps % ring.stages)):
+        last_slot = i * share.groups + share.group
+        last_use = use_of(last_slot, turn, steps // ring.stages, steps, ring.stages)
+        work(last_slot, steps // ring.stages * ring.stages + last_slot, last_use, *operands)
+
+
+@T.macro
+def feed_slot(slot, k, use, A, B, ring, m_start, n_start, first_step, early, first_thread, last_use):
+    """The TMA warp: both operands of a K step into a slot once it is free."""
     T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-    if needs_weights:
-        load_step(B, ring.B, ring.full, slot, n_start, step, last_use)
-    load_step(A, ring.A, ring.full, slot, m_start, step, False)
+    if early == 0 or use > 0:
+        load_step(B, ring.B, ring.full, slot, n_start, first_step + k, last_use)
+    load_step(A, ring.A, ring.full, slot, m_start, first_step + k, False)
     if T.get_thread_binding() == first_thread:
         T.barrier_arrive(ring.full[slot])
 
 
 @T.macro
 def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, first_thread, last_use):
-    """The TMA warp: every K step of one tile; the first `early` weights, at most a ring, are on their way."""
-    for lap in T.unroll(steps // ring.stages, unroll_factor=1):
-        for slot in T.unroll(ring.stages):
-            use = use_of(slot, turn, lap, steps, ring.stages)
-            k = lap * ring.stages + slot
-            needs_weights = turn + lap > 0 if early > 0 else True
-            feed_slot(
-                A, B, ring, m_start, n_start, first_step + k, slot, use, needs_weights, first_thread, last_use
-            )
-    for last_slot in T.unroll(steps % ring.stages):
-        last_lap = steps // ring.stages
-        last_use_of = use_of(last_slot, turn, last_lap, steps, ring.stages)
-        last_k = last_lap * ring.stages + last_slot
-        needs_last = turn + last_lap > 0 if early > 0 else True
-        feed_slot(
-            A, B, ring, m_start, n_start, first_step + last_k, last_slot, last_use_of, needs_last,
-            first_thread, last_use,
-        )  # fmt: skip
+    """The TMA warp: every K step of one tile. `early`: a slot's first weights are on their way already."""
+    operands = (A, B, ring, m_start, n_start, first_step, early, first_thread, last_use)
+    each_step(ring, steps, turn, ALL, feed_slot, operands)
 
 
 def copy_scale(source, destination):
@@ -170,16 +172,16 @@ def copy_scale(source, destination):
 
 
 @T.macro
-def feed_scale_slot(A_scale, B_scale, ring, M, m_start, block, step, slot, use, needs_weights, lane):
+def feed_scale_slot(slot, k, use, A_scale, B_scale, ring, M, m_start, block, first_step, early, lane):
     """The scale warps: the scales of a K step into a slot once it is free."""
     tile_tokens = int(ring.A_scale.shape[1])
     T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-    if needs_weights and lane < int(ring.B_scale.shape[1]):
-        copy_scale(B_scale[block, step], ring.B_scale[slot, lane])
+    if lane < int(ring.B_scale.shape[1]) and (early == 0 or use > 0):
+        copy_scale(B_scale[block, first_step + k], ring.B_scale[slot, lane])
     for i in T.unroll(-(-tile_tokens // SCALE_LANES)):
         token = i * SCALE_LANES + lane
         if token < tile_tokens:
-            copy_scale(A_scale[T.min(m_start + token, M - 1), step], ring.A_scale[slot, token])
+            copy_scale(A_scale[T.min(m_start + token, M - 1), first_step + k], ring.A_scale[slot, token])
     T.cp_async_barrier_noinc(ring.full[slot])
 
 
@@ -189,9 +191,9 @@ def feed_scales(
 ):  # fmt: skip
     """The scale warps: the scales of every K step of one tile.
 
-    A tile of weights lies in one block of B_scale or across two. The first `early` of B_scale, which come from
-    DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M read the
-    last row's scale; what they scale is never stored.
+    A tile of weights lies in one block of B_scale or across two. The first `early` of B_scale, which come
+    from DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M read
+    the last row's scale; what they scale is never stored.
     """
     lane = T.get_thread_binding() - first_thread
     block = T.min(n_start // 128 + lane, B_scale.shape[0] - 1)
@@ -200,22 +202,8 @@ def feed_scales(
             for k in T.serial(early):
                 copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
         T.pdl_sync()
-    for lap in T.unroll(steps // ring.stages, unroll_factor=1):
-        for slot in T.unroll(ring.stages):
-            use = use_of(slot, turn, lap, steps, ring.stages)
-            needs_weights = turn + lap > 0 if early > 0 else True
-            feed_scale_slot(
-                A_scale, B_scale, ring, M, m_start, block, first_step + lap * ring.stages + slot, slot, use,
-                needs_weights, lane,
-            )  # fmt: skip
-    for last_slot in T.unroll(steps % ring.stages):
-        last_lap = steps // ring.stages
-        last_use = use_of(last_slot, turn, last_lap, steps, ring.stages)
-        needs_last = turn + last_lap > 0 if early > 0 else True
-        feed_scale_slot(
-            A_scale, B_scale, ring, M, m_start, block, first_step + last_lap * ring.stages + last_slot,
-            last_slot, last_use, needs_last, lane,
-        )  # fmt: skip
+    operands = (A_scale, B_scale, ring, M, m_start, block, first_step, early, lane)
+    each_step(ring, steps, turn, ALL, feed_scale_slot, operands)
 
 
 @T.macro
@@ -226,7 +214,7 @@ def multiplied(ring, slot):
 
 
 @T.macro
-def tokens_step(ring, partial, accum, scale, scale_beyond, n_start, slot, use, piece):
+def tokens_step(slot, k, use, ring, partial, accum, scale, scale_beyond, n_start, piece):
     """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight].
 
     Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
@@ -259,21 +247,14 @@ def tokens_step(ring, partial, accum, scale, scale_beyond, n_start, slot, use, p
 def accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, turn, share):
     """A warpgroup of base or splitK: its share of all K steps of one tile."""
     T.clear(accum)
-    for lap in T.serial(steps // ring.stages):
-        for i in T.unroll(share.steps_of(ring.stages)):
-            slot = i * share.groups + share.group
-            use = use_of(slot, turn, lap, steps, ring.stages)
-            tokens_step(ring, partial, accum, scale, scale_beyond, n_start, slot, use, share.piece)
-    for i in T.unroll(share.steps_of(steps % ring.stages)):
-        last_slot = i * share.groups + share.group
-        last_use = use_of(last_slot, turn, steps // ring.stages, steps, ring.stages)
-        tokens_step(ring, partial, accum, scale, scale_beyond, n_start, last_slot, last_use, share.piece)
+    operands = (ring, partial, accum, scale, scale_beyond, n_start, share.piece)
+    each_step(ring, steps, turn, share, tokens_step, operands)
 
 
 @T.macro
-def weights_step(ring, scale_strip, partial, accum, slot, k, piece):
+def weights_step(slot, k, use, ring, scale_strip, partial, accum, piece):
     """One K step of a warpgroup with weights in WGMMA's rows: accum[weight, token]."""
-    T.barrier_wait(ring.full[slot], (k // ring.stages) & 1)
+    T.barrier_wait(ring.full[slot], use & 1)
     T.wgmma_gemm(
         ring.B[slot, piece, :, :], ring.A[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
     )
@@ -285,16 +266,9 @@ def weights_step(ring, scale_strip, partial, accum, slot, k, piece):
 @T.macro
 def accumulate_weights(ring, scale_strip, partial, accum, share):
     """A warpgroup of the swapAB kinds: its share of the K steps of `scale_strip`."""
-    steps = int(scale_strip.shape[0])
     T.clear(accum)
-    for lap in T.serial(steps // ring.stages):
-        for i in T.unroll(share.steps_of(ring.stages)):
-            slot = i * share.groups + share.group
-            weights_step(ring, scale_strip, partial, accum, slot, lap * ring.stages + slot, share.piece)
-    for i in T.unroll(share.steps_of(steps % ring.stages)):
-        last_slot = i * share.groups + share.group
-        k = steps // ring.stages * ring.stages + last_slot
-        weights_step(ring, scale_strip, partial, accum, last_slot, k, share.piece)
+    operands = (ring, scale_strip, partial, accum, share.piece)
+    each_step(ring, int(scale_strip.shape[0]), 0, share, weights_step, operands)
 
 
 def alloc_group_parts(rows, columns, pieces, groups):
