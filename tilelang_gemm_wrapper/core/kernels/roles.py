@@ -192,8 +192,8 @@ def feed_scales(
     """The scale warps: the scales of every K step of one tile.
 
     A tile of weights lies in one block of B_scale or across two. The first `early` of B_scale, which come
-    from DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M read
-    the last row's scale; what they scale is never stored.
+    from DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M
+    read the last row's scale; what they scale is never stored.
     """
     lane = T.get_thread_binding() - first_thread
     block = T.min(n_start // 128 + lane, B_scale.shape[0] - 1)
