@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
 GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
-PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see cluster.reduce_store
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
@@ -37,7 +36,7 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     steps = K // K_STEP // config.split_k
     buffers = [stages * tokens * K_STEP, stages * weights * K_STEP]
     if config.is_split_k and (arch == "sm_90a" or config.is_swap_ab):
-        buffers.append(4 * tokens * (weights + PARTIAL_PAD))
+        buffers.append(4 * tokens * partial_row(config))
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
     if arch == "sm_90a":
@@ -126,6 +125,16 @@ def step_groups(config: KernelConfig) -> int:
 def scale_blocks(config: KernelConfig) -> int:
     """Across how many blocks of B's scales a tile of base or splitK can lie."""
     return 1 if 128 % config.block_N == 0 else 2
+
+
+def partial_row(config: KernelConfig) -> int:
+    """Floats from one token to the next in the float32 partial tile of a split kernel.
+
+    Padded so that a warp storing its fragment meets every bank once: as pairs, 4 lanes a row by 8 rows in
+    splitK, and transposed, one by one, 4 rows by 8 columns, in splitK_swapAB.
+    """
+    spare_banks = 4 if config.is_swap_ab else 8
+    return config.tile_weights + (spare_banks - config.tile_weights) % 32
 
 
 def register_split(config: KernelConfig) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
-    PARTIAL_PAD,
+    partial_row,
     pieces,
     register_split,
     scale_blocks,
@@ -68,7 +68,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             parts = roles.alloc_group_parts(
                 tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
             )
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
             full, empty = roles.alloc_barriers(stages, 4 * row_pieces, roles.SCALE_LANES)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
@@ -104,7 +104,9 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                     multiply_share,
                     (warpgroups, ring, parts, partial_shared, n_start, steps),
                 )
-                cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+                cluster.reduce_store(
+                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
+                )
 
     return split_k_base
 

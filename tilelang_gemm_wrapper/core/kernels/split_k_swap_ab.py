@@ -10,7 +10,7 @@ import tilelang.language as T
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD, pieces
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
@@ -43,7 +43,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
             parts = roles.alloc_group_parts(
                 tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
             )
@@ -59,7 +59,9 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 m_start, n_start, first_step, threads, early,
             )  # fmt: skip
             if roles.uniform_warp() < threads // 32:
-                cluster.reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+                cluster.reduce_store(
+                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
+                )
 
     return split_k_swap_ab
 
@@ -85,7 +87,7 @@ def sm_89(N: int, K: int, config: KernelConfig):
         ) as (m_tile, n_tile, split):
             A_shared = T.alloc_shared((tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((tile_weights, K_STEP), FP8)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
             partial = T.alloc_fragment((tile_weights, tile_tokens), F32)
             accum = T.alloc_fragment((tile_weights, tile_tokens), F32)
             scale = T.alloc_fragment((tile_tokens,), F32)
