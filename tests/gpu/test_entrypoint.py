@@ -43,10 +43,19 @@ def test_device_is_the_one_in_the_list():
     assert device == KNOWN_DEVICES[canonical_name(device.name)]
 
 
+TABLES = ((2560, 4096), (1600, 896))  # a shipped file on H200, and none
+
+
+@pytest.fixture(scope="module")
+def compiled_tables() -> None:
+    """Compile what the tables name in parallel; call by call each kernel takes seconds."""
+    warmup(TABLES, m_max=1500, progress=False)
+
+
 @pytest.mark.parametrize("layout", ["row", "column_tma"])
 @pytest.mark.parametrize("M", [0, 1, 7, 16, 33, 64, 100, 300, 1500])
-def test_default_and_tuned_tables(M, layout):
-    for N, K in ((2560, 4096), (1600, 896)):  # a shipped file on H200, and none
+def test_default_and_tuned_tables(M, layout, compiled_tables):
+    for N, K in TABLES:
         workload = random_workload(M, N, K, "cuda", M, scale_layout=layout)
         C = workload.empty_output()
         assert _call(workload, C) is C
