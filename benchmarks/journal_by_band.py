@@ -9,7 +9,6 @@ and ÷ ideal. Needs no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +17,8 @@ from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.report import BANDS, geomean
 from tilelang_gemm_wrapper.core.results import Cell, gemm_flops
 from tilelang_gemm_wrapper.core.timing import ideal_us
-from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing, from_fields
+from tilelang_gemm_wrapper.core.tuner.journal import read_records
+from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
 DEVICE = KNOWN_DEVICES["NVIDIA_H200"]
@@ -29,13 +29,8 @@ def table(path: Path) -> str:
     deep_gemm: dict[Cell, float] = {}
     floors: dict[tuple[int, int], float] = {}
     counts: defaultdict[type, int] = defaultdict(int)
-    with lzma.open(path, "rt") as lines:
-        for line in lines:
-            fields = json.loads(line)
-            del fields["environment"]
-            if fields["record"] == "environment":
-                continue
-            record = from_fields(fields)
+    with lzma.open(path) as lines:
+        for record in read_records(lines):
             counts[type(record)] += 1
             if isinstance(record, ShapeConditions) and record.floor_us:
                 floors[record.N, record.K] = record.floor_us

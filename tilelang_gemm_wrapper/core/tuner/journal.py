@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,20 @@ def environment_key(environment: Mapping[str, Any]) -> str:
     """A short name of what a timing depends on: device, driver, versions, kernel sources."""
     text = json.dumps(dict(environment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_records(lines: Iterable[bytes], environment: str | None = None) -> Iterator[Record]:
+    """The records of a journal's lines that were made in `environment` (all where None), in their order."""
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            key = fields.pop("environment")
+            if fields["record"] == "environment" or environment not in (None, key):
+                continue
+            record = from_fields(fields)
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut by a kill, or of another version
+            continue
+        yield record
 
 
 class Journal:
@@ -67,16 +81,7 @@ class Journal:
 
     def records(self, environment: str | None = None) -> list[Record]:
         """The records made in `environment` (all where None), oldest first."""
-        found = []
-        for line in self.path.read_bytes().splitlines():
-            try:
-                fields = json.loads(line)
-                key = fields.pop("environment")
-                if fields["record"] != "environment" and environment in (None, key):
-                    found.append(from_fields(fields))
-            except (ValueError, KeyError, TypeError, AttributeError):  # cut by a kill, or of another version
-                continue
-        return found
+        return list(read_records(self.path.read_bytes().splitlines(), environment))
 
     def close(self) -> None:
         self._file.close()
