@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -10,6 +9,8 @@ from pathlib import Path
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.cost_model import CostModel
+from tilelang_gemm_wrapper.core.tuner.journal import read_records
+from tilelang_gemm_wrapper.core.tuner.records import Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
 PATH = Path("benchmarks/results/NVIDIA_H200/trials/10_tuning_journal.jsonl.xz")
@@ -23,14 +24,11 @@ Times = dict[tuple[int, Shape], dict[KernelConfig, float]]
 def timings() -> Times:
     """µs by (M, (N, K)) and TileLang config."""
     times: Times = {}
-    with lzma.open(Path(__file__).resolve().parents[2] / PATH, "rt") as lines:
-        for line in lines:
-            record = json.loads(line)
-            if record["record"] == "timing":
-                config = KernelConfig(**record["config"])
-                if config.is_tilelang:
-                    cell = times.setdefault((record["M"], (record["N"], record["K"])), {})
-                    cell[config] = record["p50_us"]
+    with lzma.open(Path(__file__).resolve().parents[2] / PATH) as lines:
+        for record in read_records(lines):
+            if isinstance(record, Timing) and record.config.is_tilelang:
+                cell = times.setdefault((record.M, (record.N, record.K)), {})
+                cell[record.config] = record.p50_us
     return times
 
 
