@@ -10,7 +10,12 @@ import pytest
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
-from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, why_unbuildable
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    partials,
+    register_split,
+    shared_memory_bytes,
+    why_unbuildable,
+)
 
 N, K = 576, 1024
 DEVICES = {"sm_90a": KNOWN_DEVICES["NVIDIA_H200"], "sm_89": KNOWN_DEVICES["NVIDIA_L40S"]}
@@ -120,3 +125,28 @@ BUILDABLE = [
 @pytest.mark.parametrize(("arch", "config"), BUILDABLE, ids=lambda value: str(value)[:80])
 def test_tiles_at_the_limit_have_a_kernel(arch, config):
     assert why_unbuildable(config, N, K, arch) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (KernelConfig("base", 128, 128, 128, 5, 256), 2),
+        (KernelConfig("base", 64, 128, 128, 6, 128), 2),
+        (KernelConfig("splitK", 128, 96, 128, 5, 256, 2), 2),
+        (KernelConfig("base", 128, 80, 128, 5, 256), 1),  # loads bound its short steps
+        (KernelConfig("base", 64, 128, 128, 6, 256), 1),  # its warpgroups take turns at the steps
+        (KernelConfig("base", 128, 192, 128, 4, 256), 1),  # 288 values a thread do not fit
+        (KernelConfig("base", 192, 128, 128, 4, 384), 1),  # 192 do not fit beside two other warpgroups
+    ],
+)
+def test_two_partials_where_they_are_of_use_and_fit(config, count):
+    assert partials(config) == count
+
+
+def test_the_registers_of_every_tile_fit_on_an_sm():
+    for config in kernel_registry.search_space(N, K, DEVICES["sm_90a"]):
+        if not config.is_swap_ab:
+            multiplying, loading = register_split(config)
+            warpgroups = config.threads // 128
+            if multiplying:
+                assert 128 * (warpgroups * multiplying + loading) <= 65536, config

@@ -3,12 +3,13 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, persistent, roles
+from tilelang_gemm_wrapper.core.kernels import ada, persistent, promotion, roles, scales
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
     ctas_per_sm,
+    partials,
     pieces,
     register_split,
     scale_blocks,
@@ -35,7 +36,7 @@ def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        roles.feed_scales(A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread)
+        scales.feed_scales(A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread)
 
 
 def alloc_stored(rows, columns):
@@ -66,7 +67,7 @@ def store(C_shared, C, m_start, n_start):
 
 
 @T.macro
-def multiply_tiles(warpgroup, warpgroups, ring, parts, tiles, at, C, steps, early):
+def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, early):
     """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
     The TMA store of a tile is waited for only when the next tile is to be stored.
@@ -74,7 +75,7 @@ def multiply_tiles(warpgroup, warpgroups, ring, parts, tiles, at, C, steps, earl
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     rows, columns = ring.A.shape[2], ring.B.shape[2]
     C_shared = alloc_stored(rows, columns) if share.group == 0 else None
-    partial = T.alloc_fragment((rows, columns), F32)
+    partials = promotion.alloc_partials(partial_count, rows, columns)
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
     scale_beyond = T.alloc_fragment((rows,), F32)
@@ -84,7 +85,7 @@ def multiply_tiles(warpgroup, warpgroups, ring, parts, tiles, at, C, steps, earl
         persistent.locate(at, tiles, turn)
         m_start = at[0] + share.piece * rows
         n_start = at[1]
-        roles.accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, turn, share)
+        promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn, share)
         roles.sum_groups(accum, parts, share)
         if share.group == 0:
             if T.get_thread_binding() < warpgroup * 128 + 32:
@@ -128,7 +129,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             parts = roles.alloc_group_parts(
                 config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
             )
-            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, roles.SCALE_LANES)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
             tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)
@@ -155,7 +156,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_tiles,
-                    (warpgroups, ring, parts, tiles, at, C, steps, early),
+                    (warpgroups, partials(config), ring, parts, tiles, at, C, steps, early),
                 )
 
     return base

@@ -19,10 +19,11 @@ GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments r
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
-# Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for addresses
-# and scales, and 192 where the loading warps give registers to two warpgroups or there is only one.
+# Accumulator and partials, float32, live in registers. 128 values a thread leave room for addresses and
+# scales, and 192 where the loading warps give registers to two warpgroups or there is only one.
 _MAX_TILE_VALUES = 128
 _MAX_WIDE_TILE_VALUES = 192
+_COLUMNS_FOR_TWO_PARTIALS = 96
 _OTHER_VALUES = 40  # registers for addresses, scales and loops
 # On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
 _MAX_ADA_VALUES = 64
@@ -60,8 +61,7 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
     if config.threads > 256 and arch != "sm_90a":
         return f"threads = {config.threads}; {arch} takes at most 256 math threads"
     values = _values(config, arch)
-    wide = arch == "sm_90a" and not config.is_swap_ab and config.threads <= 256
-    most = _MAX_WIDE_TILE_VALUES if wide else _MAX_TILE_VALUES
+    most = _most_values(config, arch)
     if values > most:
         return (
             f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
@@ -156,7 +156,28 @@ def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
     return max(1, min(registers, HOPPER_SHARED_MEMORY // shared_memory_bytes(config, N, K, "sm_90a")))
 
 
-def _values(config: KernelConfig, arch: str) -> int:
-    """Accumulator and partial, in float32 values a multiplying thread."""
+def partials(config: KernelConfig) -> int:
+    """How many partials a warpgroup of Hopper's `base` and `splitK` has: two where they are of use and fit.
+
+    Of use to warpgroups that do not take turns at the steps, and from 96 columns on: with fewer a step is
+    short, and its loads are what bounds it.
+    """
+    useful = step_groups(config) == 1 and config.block_N >= _COLUMNS_FOR_TWO_PARTIALS
+    return 2 if useful and 3 * _tile_values(config, "sm_90a") <= _most_values(config, "sm_90a") else 1
+
+
+def _tile_values(config: KernelConfig, arch: str) -> int:
+    """The accumulator, or a partial, in float32 values a multiplying thread."""
     groups = step_groups(config) if arch == "sm_90a" else 1
-    return 2 * config.block_M * config.block_N * groups // config.threads
+    return config.block_M * config.block_N * groups // config.threads
+
+
+def _values(config: KernelConfig, arch: str) -> int:
+    """Accumulator and partials, in float32 values a multiplying thread."""
+    two = arch == "sm_90a" and not config.is_swap_ab and partials(config) == 2
+    return (3 if two else 2) * _tile_values(config, arch)
+
+
+def _most_values(config: KernelConfig, arch: str) -> int:
+    wide = arch == "sm_90a" and not config.is_swap_ab and config.threads <= 256
+    return _MAX_WIDE_TILE_VALUES if wide else _MAX_TILE_VALUES

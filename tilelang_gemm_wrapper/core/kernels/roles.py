@@ -20,16 +20,13 @@ What the loop costs besides its WGMMAs decides the speed (measured in docs/hoppe
 The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP, LOADING_WARPS
-
-SCALE_LANES = 32 * (LOADING_WARPS - 1)
+from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP
 
 # One lane arrives for its warp, whose lanes `T.sync_warp` has put in step. Where nvcc knows that they are, it
 # drops the instruction, and compute-sanitizer's racecheck takes the other lanes for unsynchronised:
@@ -166,111 +163,6 @@ def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, firs
     each_step(ring, steps, turn, ALL, feed_slot, operands)
 
 
-def copy_scale(source, destination):
-    """One float32, by cp.async: it takes no register, and nothing but its slot's barrier waits for it."""
-    return T.ptx_cp_async(T.access_ptr(destination, "w"), T.access_ptr(source, "r"), 1)
-
-
-@T.macro
-def feed_scale_slot(slot, k, use, A_scale, B_scale, ring, M, m_start, block, first_step, early, lane):
-    """The scale warps: the scales of a K step into a slot once it is free."""
-    tile_tokens = int(ring.A_scale.shape[1])
-    T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-    if lane < int(ring.B_scale.shape[1]) and (early == 0 or use > 0):
-        copy_scale(B_scale[block, first_step + k], ring.B_scale[slot, lane])
-    for i in T.unroll(-(-tile_tokens // SCALE_LANES)):
-        token = i * SCALE_LANES + lane
-        if token < tile_tokens:
-            copy_scale(A_scale[T.min(m_start + token, M - 1), first_step + k], ring.A_scale[slot, token])
-    T.cp_async_barrier_noinc(ring.full[slot])
-
-
-@T.macro
-def feed_scales(
-    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, early, first_thread
-):  # fmt: skip
-    """The scale warps: the scales of every K step of one tile.
-
-    A tile of weights lies in one block of B_scale or across two. The first `early` of B_scale, which come
-    from DRAM, are read before the wait for the stream's preceding kernel, as the weights are. Rows past M
-    read the last row's scale; what they scale is never stored.
-    """
-    lane = T.get_thread_binding() - first_thread
-    block = T.min(n_start // 128 + lane, B_scale.shape[0] - 1)
-    if early > 0:
-        if turn == 0 and lane < int(ring.B_scale.shape[1]):
-            for k in T.serial(early):
-                copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
-        T.pdl_sync()
-    operands = (A_scale, B_scale, ring, M, m_start, block, first_step, early, lane)
-    each_step(ring, steps, turn, ALL, feed_scale_slot, operands)
-
-
-@T.macro
-def multiplied(ring, slot):
-    """Wait for the WGMMA, then give its slot back."""
-    T.wait_wgmma(0)
-    arrive(ring.empty, slot)
-
-
-@T.macro
-def tokens_step(slot, k, use, ring, partial, accum, scale, scale_beyond, n_start, piece):
-    """One K step of a warpgroup with tokens in WGMMA's rows: accum[token, weight].
-
-    Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
-    places that choosing between the two scales costs little.
-    """
-    tokens, weights = accum.shape
-    first = piece * tokens
-    T.barrier_wait(ring.full[slot], use & 1)
-    T.wgmma_gemm(
-        ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
-    )
-    for i in T.Parallel(tokens):
-        scale[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 0]
-    if ring.B_scale.shape[1] == 1:
-        multiplied(ring, slot)
-        for i, j in T.Parallel(tokens, weights):
-            accum[i, j] += partial[i, j] * scale[i]
-    else:
-        stride = math.gcd(int(weights), 128)
-        for i in T.Parallel(tokens):
-            scale_beyond[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 1]
-        multiplied(ring, slot)
-        for i, j in T.Parallel(tokens, weights):
-            accum[i, j] += partial[i, j] * T.if_then_else(
-                j // stride * stride < 128 - n_start % 128, scale[i], scale_beyond[i]
-            )
-
-
-@T.macro
-def accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, turn, share):
-    """A warpgroup of base or splitK: its share of all K steps of one tile."""
-    T.clear(accum)
-    operands = (ring, partial, accum, scale, scale_beyond, n_start, share.piece)
-    each_step(ring, steps, turn, share, tokens_step, operands)
-
-
-@T.macro
-def weights_step(slot, k, use, ring, scale_strip, partial, accum, piece):
-    """One K step of a warpgroup with weights in WGMMA's rows: accum[weight, token]."""
-    T.barrier_wait(ring.full[slot], use & 1)
-    T.wgmma_gemm(
-        ring.B[slot, piece, :, :], ring.A[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
-    )
-    multiplied(ring, slot)
-    for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
-        accum[i, j] += partial[i, j] * scale_strip[k, j]
-
-
-@T.macro
-def accumulate_weights(ring, scale_strip, partial, accum, share):
-    """A warpgroup of the swapAB kinds: its share of the K steps of `scale_strip`."""
-    T.clear(accum)
-    operands = (ring, scale_strip, partial, accum, share.piece)
-    each_step(ring, int(scale_strip.shape[0]), 0, share, weights_step, operands)
-
-
 def alloc_group_parts(rows, columns, pieces, groups):
     """Shared memory for what `sum_groups` sums, or None where there is one group."""
     if groups == 1:
@@ -315,71 +207,3 @@ def by_warpgroup(warpgroups, work, operands):
         else:
             T.assume(thread >= 256)
             work(2, *operands)
-
-
-@T.macro
-def stage_scales(
-    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
-):
-    """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
-
-    Staged once, up front: a thread promotes two of every eight tokens, too many scales for registers. Where
-    weights are read before the wait for the stream's preceding kernel, so are their scales, which come from
-    DRAM; elsewhere one pass reads both, since the second of two would wait for DRAM again. Neighbouring
-    threads stage neighbouring tokens whatever the layout of A_scale: walking along K where that is contiguous
-    was slower on an H200, not faster.
-    """
-    steps, tile_tokens = scale_strip.shape
-    if early > 0:
-        for k in T.Parallel(steps):
-            weight_strip[k] = B_scale[n_start // 128, first_step + k]
-        T.pdl_sync()
-        T.sync_threads(1, threads)
-        for k, j in T.Parallel(steps, tile_tokens):
-            scale_strip[k, j] = T.if_then_else(
-                m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
-            )
-    else:
-        for k, j in T.Parallel(steps, tile_tokens):
-            scale_strip[k, j] = T.if_then_else(
-                m_start + j < M,
-                A_scale[m_start + j, first_step + k] * B_scale[n_start // 128, first_step + k],
-                0.0,
-            )
-    T.sync_threads(1, threads)
-
-
-@T.macro
-def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_shared):
-    """One warpgroup's share of a swapAB tile, transposed into tile_shared[token, weight]."""
-    share = Share.of(warpgroup, int(ring.B.shape[1]), warpgroups)
-    weights, tokens = ring.B.shape[2], ring.A.shape[2]
-    partial = T.alloc_fragment((weights, tokens), F32)
-    accum = T.alloc_fragment((weights, tokens), F32)
-    accumulate_weights(ring, scale_strip, partial, accum, share)
-    sum_groups(accum, parts, share)
-    if share.group == 0:
-        for i, j in T.Parallel(weights, tokens):
-            tile_shared[j, share.piece * weights + i] = accum[i, j]
-
-
-@T.macro
-def swapped_tile(
-    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    first_step, threads, early,
-):  # fmt: skip
-    """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
-    thread, warp = T.get_thread_binding(), uniform_warp()
-    if warp >= threads // 32:
-        T.assume(thread >= threads)
-        if early > 0:
-            load_early(B, ring, n_start, first_step, early, True)
-        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, early, threads, True)
-    else:
-        T.assume(thread < threads)
-        stage_scales(
-            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
-        )
-        by_warpgroup(
-            threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
-        )

@@ -6,12 +6,13 @@ For token counts that fill WGMMA's 64 rows while the tiles are still too few for
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, promotion, roles, scales
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
     partial_row,
+    partials,
     pieces,
     register_split,
     scale_blocks,
@@ -19,15 +20,15 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 
 
 @T.macro
-def multiply_share(warpgroup, warpgroups, ring, parts, partial_shared, n_start, steps):
+def multiply_share(warpgroup, warpgroups, partial_count, ring, parts, partial_shared, n_start, steps):
     """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     tokens, weights = ring.A.shape[2], ring.B.shape[2]
-    partial = T.alloc_fragment((tokens, weights), F32)
+    partials = promotion.alloc_partials(partial_count, tokens, weights)
     accum = T.alloc_fragment((tokens, weights), F32)
     scale = T.alloc_fragment((tokens,), F32)
     scale_beyond = T.alloc_fragment((tokens,), F32)
-    roles.accumulate_tokens(ring, partial, accum, scale, scale_beyond, n_start, steps, 0, share)
+    promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, 0, share)
     roles.sum_groups(accum, parts, share)
     if share.group == 0:
         for i, j in T.Parallel(tokens, weights):
@@ -69,7 +70,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
             )
             partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
-            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, roles.SCALE_LANES)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
@@ -89,7 +90,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                     roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
                 else:
                     T.assume(thread >= threads + 32)
-                    roles.feed_scales(
+                    scales.feed_scales(
                         A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, 0,
                         early, threads + 32,
                     )  # fmt: skip
@@ -102,7 +103,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_share,
-                    (warpgroups, ring, parts, partial_shared, n_start, steps),
+                    (warpgroups, partials(config), ring, parts, partial_shared, n_start, steps),
                 )
                 cluster.reduce_store(
                     partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads

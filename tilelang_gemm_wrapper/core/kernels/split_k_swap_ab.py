@@ -8,7 +8,7 @@ launch, and the order of additions is fixed.
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles, swapped
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
 
@@ -54,7 +54,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             first_step = split * steps
             if static_weights:
                 T.pdl_trigger()
-            roles.swapped_tile(
+            swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
                 m_start, n_start, first_step, threads, early,
             )  # fmt: skip

@@ -7,7 +7,7 @@ token tile can be 8, 16, 32, 64 or 128 wide. `block_M` runs along N (weights), `
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, roles
+from tilelang_gemm_wrapper.core.kernels import ada, roles, swapped
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, pieces
 
@@ -47,7 +47,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             if early > 0:
                 T.pdl_trigger()
-            roles.swapped_tile(
+            swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
                 n_start, 0, threads, early,
             )  # fmt: skip
