@@ -62,8 +62,9 @@ def test_variant_compiles_and_fits(device, config, N, K):
     if device is HOPPER:
         assert counts["wgmma e4m3"] and counts["TMA load"]
         assert not counts["mma e4m3"]
-        long_step = config.block_M * config.block_N >= scales.LONG_STEP  # whose scales go through registers
-        assert bool(counts["cp.async"]) == (not config.is_swap_ab and not long_step)
+        large = config.block_M * config.block_N >= scales.LARGE_TILE
+        by_registers = config.is_swap_ab or (config.kernel_type == "base" and large)
+        assert bool(counts["cp.async"]) != by_registers  # the scales
         assert bool(counts["cluster load"]) == config.is_split_k
     else:
         assert counts["mma e4m3"] and counts["ldmatrix"]

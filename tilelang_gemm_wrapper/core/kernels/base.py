@@ -32,11 +32,14 @@ def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
 @T.macro
 def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread):
     """Everything that the scale warps do."""
+    large = tiles.tokens * tiles.weights >= scales.LARGE_TILE
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        scales.feed_scales(A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread)
+        scales.feed_scales(
+            A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread, large
+        )
 
 
 def alloc_stored(rows, columns):

@@ -1,9 +1,9 @@
 """Bringing the scales of base and splitK into the ring on Hopper: three warps that do nothing else.
 
-There are two ways. Where a tile's step is short, by cp.async: nothing waits for a scale but the barrier of
-its slot. Where it is long, through registers that hold the next step's scales before its slot is free: large
-tiles keep the way from L2 busy, and scales that are asked for with them arrive after them. Each is some
-percent faster than the other in its place (docs/hopper-speed.md).
+There are two ways. By cp.async nothing waits for a scale but the barrier of its slot. Through registers the
+next step's scales are there before its slot is free: base's large tiles keep the way from L2 busy for many
+steps, and scales that are asked for with them arrive after them. Each is some percent faster than the other
+in its place (docs/hopper-speed.md).
 """
 
 import tilelang.language as T
@@ -13,7 +13,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import LOADING_WARPS
 from tilelang_gemm_wrapper.core.kernels.roles import ALL, each_step
 
 LANES = 32 * (LOADING_WARPS - 1)
-LONG_STEP = 128 * 96  # weights x tokens of a tile
+LARGE_TILE = 128 * 96  # tokens x weights
 
 
 def copy_scale(source, destination):
@@ -85,7 +85,8 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, tur
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, early, first_thread
+    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, early, first_thread,
+    through_registers,
 ):  # fmt: skip
     """The scale warps: the scales of every K step of one tile.
 
@@ -97,8 +98,7 @@ def feed_scales(
     last_block = int(ring.B_scale.shape[1]) - 1
     block = T.min(n_start // 128 + T.min(lane, last_block), B_scale.shape[0] - 1)
     operands = (A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane)
-    rows = int(ring.A.shape[1]) * int(ring.A.shape[2])
-    if rows * int(ring.B.shape[2]) >= LONG_STEP:
+    if through_registers:
         store_tile(*operands)
     else:
         copy_tile(*operands)

@@ -92,7 +92,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                     T.assume(thread >= threads + 32)
                     scales.feed_scales(
                         A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, 0,
-                        early, threads + 32,
+                        early, threads + 32, False,
                     )  # fmt: skip
             else:
                 T.assume(thread < threads)
