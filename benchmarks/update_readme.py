@@ -10,12 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, checked, geomean
+from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, OURS_STATIC, checked, geomean
 from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/NVIDIA_H200/gemm_qwen3-4b.csv"
 BEGIN, END = "<!-- benchmark:begin -->\n", "<!-- benchmark:end -->"
+STATIC_HEADING = " × DeepGEMM, static weights | % of ideal, static weights |"
 TOKENS = (1, 8, 16, 32, 64, 128, 512, 2048, 8192)
 
 
@@ -23,17 +24,26 @@ def block(rows: list[Row], source: str) -> str:
     """The table and what it says, as Markdown: µs per shape and M, × DeepGEMM on the same inputs."""
     cells = by_cell(checked(rows))
     shapes = list(dict.fromkeys(cell[1:] for cell in cells))
+    static = any(OURS_STATIC in providers for providers in cells.values())
     first = rows[0]
     device = first.device.replace("_", " ")
     lines = [
         f"The linear layers of Qwen3-4B-FP8 on {device}: µs, and in brackets how many times as fast as",
         "DeepGEMM's kernel on the same column-major scales; 1.00 mostly means that the table names it. Ideal",
         "is the larger of a plain read of the weights and the FLOPs at 1450 TFLOPS. Means are geometric.",
+        *(
+            ["Static weights: with `TILELANG_GEMM_STATIC_WEIGHTS=1`, as an engine may set it."]
+            if static
+            else []
+        ),
         f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
         f"[Every M and provider]({source}).",
         "",
-        "| M | " + " | ".join(f"{N}×{K}" for N, K in shapes) + " | × DeepGEMM | % of ideal |",
-        "|---" * (len(shapes) + 3) + "|",
+        "| M | "
+        + " | ".join(f"{N}×{K}" for N, K in shapes)
+        + " | × DeepGEMM | % of ideal |"
+        + STATIC_HEADING * static,
+        "|---" * (len(shapes) + 3 + 2 * static) + "|",
     ]
     for M in TOKENS:
         texts, speedups, shares = [], [], []
@@ -43,8 +53,21 @@ def block(rows: list[Row], source: str) -> str:
             speedups.append(peer.p50_us / ours.p50_us)
             shares.append(100 * ours.ideal_us / ours.p50_us)
             texts.append(f"{ours.p50_us:.1f} ({speedups[-1]:.2f})")
-        lines.append(f"| {M} | {' | '.join(texts)} | {geomean(speedups):.2f} | {geomean(shares):.0f} |")
+        line = f"| {M} | {' | '.join(texts)} | {geomean(speedups):.2f} | {geomean(shares):.0f} |"
+        lines.append(line + static * _static_weights([cells[M, N, K] for N, K in shapes]))
     return "\n".join(lines) + "\n"
+
+
+def _static_weights(cells: list[dict[str, Row]]) -> str:
+    """Two more columns of a row; nothing where the table names another kernel than ours for a shape."""
+    speedups, shares = [], []
+    for cell in cells:
+        ours, peer = cell.get(OURS_STATIC), cell["deep_gemm"]
+        if ours is None or not (ours.p50_us and ours.ideal_us and peer.p50_us):
+            return " – | – |"
+        speedups.append(peer.p50_us / ours.p50_us)
+        shares.append(100 * ours.ideal_us / ours.p50_us)
+    return f" {geomean(speedups):.2f} | {geomean(shares):.0f} |"
 
 
 def main() -> int:

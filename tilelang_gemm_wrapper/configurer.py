@@ -52,8 +52,8 @@ def tilelang_enabled() -> bool:
 def static_weights() -> bool:
     """TILELANG_GEMM_STATIC_WEIGHTS, off by default: whether kernels may read the weights ahead of their turn.
 
-    On Hopper the swapAB kinds then read their first weight tiles while the preceding kernel of the stream
-    still runs. It is for processes in which that kernel never writes B, as in a serving engine.
+    On Hopper all kernels then read their first weight tiles while the preceding kernel of the
+    stream still runs. It is for processes in which that kernel never writes B, as in a serving engine.
     """
     return _switch(STATIC_WEIGHTS, default=False)
 

@@ -154,6 +154,8 @@ def _device(device: str | Device | None) -> Device:
 
 
 def _launch(A, A_scale, B, B_scale, C) -> None:
+    if wrapper.run_compiled(A, A_scale, B, B_scale, C):
+        return
     M, N, K, index = checked_problem(A, A_scale, B, B_scale, C)
     if M:
         wrapper.run(M, N, K, index, A, A_scale, B, B_scale, C)

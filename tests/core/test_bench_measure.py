@@ -15,6 +15,7 @@ from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Matrix, Refuse
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.default_choice import default_entries
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.timing import Timing, TimingError
@@ -197,6 +198,26 @@ def test_static_weights_are_timed_where_they_make_another_kernel(monkeypatch, de
         case = SimpleNamespace(M=4, matrix=SimpleNamespace(N=N, K=K))
         with pytest.raises(Refused, match="no kernel of this package that reads weights early"):
             PROVIDERS["tilelang_gemm_static_weights"](case)
+
+
+@pytest.mark.parametrize(("device", "early"), [("NVIDIA_H200", True), ("NVIDIA_L40S", False)])
+def test_the_untuned_choice_is_timed_whatever_file_there_is(monkeypatch, device, early):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(bench_providers, "device_of", lambda index: KNOWN_DEVICES[device])
+    entries = dict(default_entries(6144, 2560, KNOWN_DEVICES[device]))
+    for M, covering in ((1, 8), (8, 8), (100_000, max(entries))):
+        job = bench_providers.untuned_job(M, 6144, 2560)
+        assert (job is not None) == early
+        if job is not None:
+            assert job == CompileJob(6144, 2560, entries[covering], "sm_90a", True, 132)
+
+
+def test_nothing_is_timed_untuned_where_no_kernel_is_valid(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(bench_providers, "device_of", lambda index: KNOWN_DEVICES["NVIDIA_H200"])
+    case = SimpleNamespace(M=4, matrix=SimpleNamespace(N=100, K=100))
+    with pytest.raises(Refused, match="default choice"):
+        PROVIDERS["tilelang_gemm_untuned"](case)
 
 
 def test_the_environment_names_installed_versions():

@@ -147,7 +147,7 @@ def test_the_marker_follows_tilelang_and_the_kernel_sources(monkeypatch):
     compile_cache.code_version.cache_clear()
     before = compile_cache.code_version()
     try:
-        for changed in ("base.py", "hopper.py", "ada.py"):
+        for changed in ("base.py", "roles.py", "ada.py"):
             with monkeypatch.context() as patch:
                 patch.setattr(
                     Path, "read_bytes", lambda path, c=changed: read(path) + b"#" * (path.name == c)

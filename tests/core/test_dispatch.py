@@ -38,8 +38,8 @@ def machine(tmp_path, monkeypatch):
     say(monkeypatch, "triton", lambda device: None)
 
 
-def defaults(N, K, device, *, deep_gemm):
-    return [*DEFAULTS[:-1], (65, DEEP_GEMM)] if deep_gemm else DEFAULTS
+def defaults(N, K, device):
+    return DEFAULTS
 
 
 def say(monkeypatch, name, why_unavailable):
@@ -136,7 +136,7 @@ def test_triton_entry_where_it_is_missing(tmp_path, monkeypatch):
 def test_an_entry_that_cannot_run_where_there_is_no_default(tmp_path, monkeypatch):
     put(tmp_path, [(8, DEEP_GEMM)])
     say(monkeypatch, "deep_gemm", lambda device: "not installed")
-    monkeypatch.setattr(dispatch, "default_entries", lambda *shape, deep_gemm: [])
+    monkeypatch.setattr(dispatch, "default_entries", lambda *shape: [])
     (choice,) = build_table(N, K, H200).choices
     assert (choice.kernel, choice.source) == ("triton", "fallback")
     assert "tuned for M = 8 with deep_gemm, which cannot run here: not installed" in choice.reason
@@ -155,18 +155,12 @@ def test_default_choice_says_which_m_it_serves(monkeypatch):
     assert {choice.source for choice in table.choices} == {"default choice"}
     said = [choice.reason.removeprefix("no tuned file; default for ") for choice in table.choices]
     assert said == ["M up to 16", "M up to 64", "M above 64"]
-    monkeypatch.setattr(dispatch, "default_entries", lambda *shape, deep_gemm: DEFAULTS[:1])
+    monkeypatch.setattr(dispatch, "default_entries", lambda *shape: DEFAULTS[:1])
     assert build_table(N, K, L40S).choices[0].reason == "no tuned file; default for every M"
 
 
-def test_default_choice_knows_whether_deep_gemm_runs(monkeypatch):
-    assert build_table(N, K, H200).choices[-1].kernel == "deep_gemm"
-    say(monkeypatch, "deep_gemm", lambda device: "not installed")
-    assert build_table(N, K, H200).choices[-1].kernel == "base"
-
-
 def test_no_default_is_a_fallback(monkeypatch):
-    monkeypatch.setattr(dispatch, "default_entries", lambda *shape, deep_gemm: [])
+    monkeypatch.setattr(dispatch, "default_entries", lambda *shape: [])
     table = build_table(N, K, H200)
     assert [choice.source for choice in table.choices] == ["fallback"]
     assert f"no TileLang kernel is valid for N = {N}, K = {K}" in table.choices[0].reason

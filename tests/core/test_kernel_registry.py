@@ -22,7 +22,7 @@ def test_search_space(N, K, device):
     assert [config for config in space if why_invalid(config, N, K, device)] == []
     assert [config for config, times in Counter(space).items() if times > 1] == []
     # With the widest tiles along N: no split where they fill the SMs twice, none that fills them four times.
-    tiles, sms = -(-N // 128), device.sm_count
+    tiles, sms = -(-N // (192 if device is H200 else 128)), device.sm_count
     dividing = {split for split in range(2, 9) if K // 128 % split == 0}
     splits = {split for split in dividing if tiles < 2 * sms and tiles * split <= 4 * sms}
     kinds = set(TILELANG_KERNELS) if splits else {"base", "swapAB"}
@@ -32,7 +32,13 @@ def test_search_space(N, K, device):
     tokens = {config.tile_tokens for config in space}
     assert min(tokens) == (8 if device is H200 else 16)
     assert max(tokens) >= 128
-    assert {config.threads for config in space} == {128, 256}
+    assert {config.threads for config in space} - {384} == {128, 256}
+    # A third warpgroup for the 192 rows of Hopper's largest tile, or to take turns at 64.
+    assert {config.block_M for config in space if config.threads == 384} <= {64, 192}
+    # Tiles of any width fill the SMs where those in one scale block leave some idle.
+    assert ({config.block_N for config in space if not config.is_swap_ab} > {16, 32, 64, 128}) == (
+        device is H200
+    )
     assert (len({config.num_stages for config in space}) > 1) == (K // 128 > 3 or device is L40S)
     assert all(config.num_stages <= max(3, K // 128 // config.split_k) for config in space)
 

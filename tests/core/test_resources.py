@@ -10,7 +10,12 @@ import pytest
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
-from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, why_unbuildable
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    partials,
+    register_split,
+    shared_memory_bytes,
+    why_unbuildable,
+)
 
 N, K = 576, 1024
 DEVICES = {"sm_90a": KNOWN_DEVICES["NVIDIA_H200"], "sm_89": KNOWN_DEVICES["NVIDIA_L40S"]}
@@ -24,13 +29,14 @@ def configs_of(kernel_type, arch, count=6):
 
 
 def declared_bytes(config, arch):
-    """Shared memory that the kernel's source declares; on Ada the compiler makes a copy of a tile a stage."""
+    """Shared memory that the kernel's source declares, static weights and all; on Ada the compiler makes a
+    copy of a tile a stage."""
     from tilelang import tvm
 
     tir = tvm.tirx if hasattr(tvm, "tirx") else tvm.tir
     buffers = []
     tir.stmt_functor.post_order_visit(
-        kernel_registry.build(N, K, config, arch).body,
+        kernel_registry.build(N, K, config, arch, static_weights=True).body,
         lambda node: buffers.extend(getattr(node, "alloc_buffers", ())),
     )
     total = 0
@@ -70,10 +76,11 @@ REFUSED = [
     (
         "sm_90a",
         KernelConfig("base", 128, 8, 128, 4, 128),
-        ["block_N = 8", "16, 32, 64 or 128", "scale block"],
+        ["block_N = 8", "16, 32, 48, 64", "scale block"],
     ),
-    ("sm_90a", KernelConfig("splitK", 64, 48, 128, 4, 128, 2), ["block_N = 48", "scale block"]),
-    ("sm_90a", KernelConfig("swapAB", 256, 16, 128, 4, 256), ["block_M = 256", "16, 32, 64 or 128"]),
+    ("sm_90a", KernelConfig("splitK", 64, 176, 128, 4, 256, 2), ["block_N = 176", "160, 192", "scale block"]),
+    ("sm_89", KernelConfig("base", 64, 48, 128, 4, 128), ["block_N = 48", "16, 32, 64, 128"]),
+    ("sm_90a", KernelConfig("swapAB", 256, 16, 128, 4, 256), ["block_M = 256", "64, 128"]),
     ("sm_89", KernelConfig("splitK_swapAB", 96, 16, 128, 3, 128, 2), ["block_M = 96", "scale block"]),
     (
         "sm_90a",
@@ -81,10 +88,10 @@ REFUSED = [
         ["128 x 128", "128 threads", "256 float32", "more"],
     ),
     ("sm_89", KernelConfig("base", 256, 128, 128, 2, 256), ["256 x 128", "256 float32", "smaller tile"]),
-    ("sm_90a", KernelConfig("base", 192, 64, 128, 4, 256), ["block_M = 192", "2 warpgroups"]),
-    ("sm_90a", KernelConfig("base", 256, 64, 128, 4, 256), ["block_M = 256", "use block_M = 128"]),
-    ("sm_90a", KernelConfig("swapAB", 64, 24, 128, 4, 128), ["block_N = 24", "24 columns", "multiple of 16"]),
-    ("sm_90a", KernelConfig("swapAB", 64, 48, 128, 4, 256), ["block_N = 48", "24 columns a warpgroup"]),
+    ("sm_90a", KernelConfig("base", 64, 64, 128, 4, 384), ["num_stages = 4", "3 groups", "multiple of 3"]),
+    ("sm_90a", KernelConfig("swapAB", 64, 32, 128, 3, 256), ["num_stages = 3", "2 groups", "multiple of 2"]),
+    ("sm_89", KernelConfig("swapAB", 64, 16, 128, 3, 384), ["threads = 384", "at most 256"]),
+    ("sm_90a", KernelConfig("swapAB", 64, 24, 128, 4, 128), ["block_N = 24", "multiple of 16"]),
     ("sm_89", KernelConfig("swapAB", 64, 8, 128, 3, 128), ["block_N = 8", "sm_89", "16, 32, 64, 128"]),
     ("sm_89", KernelConfig("base", 48, 64, 128, 3, 128), ["block_M = 48", "16, 32, 64, 128"]),
     ("sm_89", KernelConfig("base", 16, 16, 128, 3, 128), ["16 x 16", "4 warps", "fewer threads"]),
@@ -103,7 +110,10 @@ def test_tiles_without_a_kernel(arch, config, said):
 BUILDABLE = [
     ("sm_90a", KernelConfig("base", 128, 128, 128, 4, 256)),  # exactly 128 values a thread
     ("sm_90a", KernelConfig("base", 64, 128, 128, 4, 128)),
-    ("sm_90a", KernelConfig("base", 256, 32, 128, 4, 128)),  # four WGMMA of one warpgroup
+    ("sm_90a", KernelConfig("base", 192, 128, 128, 4, 384)),  # the largest
+    ("sm_90a", KernelConfig("base", 64, 128, 128, 4, 256)),  # two warpgroups side by side
+    ("sm_90a", KernelConfig("base", 256, 64, 128, 4, 256)),  # two WGMMA of each warpgroup
+    ("sm_90a", KernelConfig("splitK", 256, 32, 128, 4, 128, 2)),  # four WGMMA of one warpgroup
     ("sm_90a", KernelConfig("swapAB", 64, 8, 128, 4, 128)),  # the narrowest WGMMA
     ("sm_90a", KernelConfig("swapAB", 64, 16, 128, 4, 256)),  # two warpgroups of 8 columns
     ("sm_90a", KernelConfig("swapAB", 128, 8, 128, 4, 256)),
@@ -115,3 +125,28 @@ BUILDABLE = [
 @pytest.mark.parametrize(("arch", "config"), BUILDABLE, ids=lambda value: str(value)[:80])
 def test_tiles_at_the_limit_have_a_kernel(arch, config):
     assert why_unbuildable(config, N, K, arch) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (KernelConfig("base", 128, 128, 128, 5, 256), 2),
+        (KernelConfig("base", 64, 128, 128, 6, 128), 2),
+        (KernelConfig("splitK", 128, 96, 128, 5, 256, 2), 2),
+        (KernelConfig("base", 128, 80, 128, 5, 256), 1),  # loads bound its short steps
+        (KernelConfig("base", 64, 128, 128, 6, 256), 1),  # its warpgroups take turns at the steps
+        (KernelConfig("base", 128, 192, 128, 4, 256), 1),  # 288 values a thread do not fit
+        (KernelConfig("base", 192, 128, 128, 4, 384), 1),  # 192 do not fit beside two other warpgroups
+    ],
+)
+def test_two_partials_where_they_are_of_use_and_fit(config, count):
+    assert partials(config) == count
+
+
+def test_the_registers_of_every_tile_fit_on_an_sm():
+    for config in kernel_registry.search_space(N, K, DEVICES["sm_90a"]):
+        if not config.is_swap_ab:
+            multiplying, loading = register_split(config)
+            warpgroups = config.threads // 128
+            if multiplying:
+                assert 128 * (warpgroups * multiplying + loading) <= 65536, config

@@ -236,3 +236,66 @@ def test_run_on_the_cpu():
         wrapper.run(M, 100, 130, CPU, workload.A, workload.A_scale, workload.B, workload.B_scale, C)
         assert error(C, reference(workload)) < 3e-6
     assert wrapper.gemm_for(100, 130, CPU).choices[0].kernel == "torch"
+
+
+@pytest.fixture
+def served(compiler, monkeypatch):
+    """A call's tensors, with SWAP for M up to 8 and Triton above on the "device" of CPU tensors."""
+    monkeypatch.setattr(
+        backends.backend("triton"), "gemm", lambda *tensors: pytest.fail("launched unchecked")
+    )
+    choices = (Choice("swapAB", SWAP, "test", "because"), Choice("triton", None, "test", "because"))
+    monkeypatch.setattr(wrapper, "build_table", lambda *_: DispatchTable(N, K, H200, (8, 16), choices))
+    workload = random_workload(12, N, K)
+    return [workload.A, workload.A_scale, workload.B, workload.B_scale, workload.empty_output()]
+
+
+def first(tensors, M):
+    A, A_scale, B, B_scale, C = tensors
+    return A[:M], A_scale[:M], B, B_scale, C[:M]
+
+
+def test_only_a_compiled_kernel_is_launched_without_the_full_check(served, compiler):
+    five = first(served, 5)
+    assert not wrapper.run_compiled(*five), "no table yet"
+    gemm = wrapper.gemm_for(N, K, CPU)
+    assert not wrapper.run_compiled(*five), "not compiled yet"
+    gemm.prepare(0), gemm.prepare(1)
+    assert not compiler.launched
+    assert wrapper.run_compiled(*five)
+    assert [(config, tensors) for config, tensors in compiler.launched] == [(SWAP, five)]
+    assert not wrapper.run_compiled(*first(served, 12)), "Triton checks nothing"
+    assert not wrapper.run_compiled(*first(served, 0)), "nothing to launch"
+    assert len(compiler.launched) == 1
+
+
+@pytest.mark.parametrize(
+    "flaw", ["misaligned", "C over A", "C over B", "scales of neither layout", "gradient"]
+)
+def test_what_a_kernel_does_not_see_is_looked_at(served, compiler, flaw):
+    wrapper.gemm_for(N, K, CPU).prepare(0)
+    A, A_scale, B, B_scale, C = first(served, 4)
+    if flaw == "misaligned":
+        A = torch.zeros(4 * K + 8, dtype=torch.uint8)[8:].view(A.dtype).view(4, K)
+    elif flaw == "C over A":
+        C = A.view(C.dtype)[:, :N].as_strided((4, N), (N, 1))
+    elif flaw == "C over B":
+        C = B.view(C.dtype).flatten()[-4 * N :].view(4, N)
+    elif flaw == "scales of neither layout":
+        A_scale = torch.ones(4, 2 * K // 128)[:, ::2]
+    else:
+        B_scale = B_scale.clone().requires_grad_()
+    assert not wrapper.run_compiled(A, A_scale, B, B_scale, C)
+    assert not compiler.launched
+
+
+def test_a_kernel_that_refuses_leaves_the_explanation_to_the_full_check(served):
+    gemm = wrapper.gemm_for(N, K, CPU)
+    gemm.prepare(0)
+
+    def refuse(*_):
+        raise RuntimeError("argument 1 is not to this kernel's taste")
+
+    gemm._kernels[0] = refuse
+    assert not wrapper.run_compiled(*first(served, 4))
+    assert not wrapper.run_compiled("A", "A_scale", "B", "B_scale", "C")

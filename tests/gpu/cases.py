@@ -7,26 +7,38 @@ from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.wrapper import Gemm
 
-# Small and large tiles, one and two warpgroups side by side along either edge, shallow and deep rings.
+# Small and large tiles, within a scale block, across two and wider than one, warpgroups side by side and by
+# turns, rings shallow and deep.
 CONFIGS: dict[str, list[KernelConfig]] = {
     "base": [
         KernelConfig("base", 64, 16, 128, 3, 128),
         KernelConfig("base", 64, 128, 128, 4, 128),
-        KernelConfig("base", 64, 64, 128, 1, 256),
+        KernelConfig("base", 64, 64, 128, 2, 256),
+        KernelConfig("base", 64, 48, 128, 6, 256),
+        KernelConfig("base", 64, 112, 128, 6, 384),
+        KernelConfig("base", 128, 96, 128, 5, 256),
         KernelConfig("base", 128, 128, 128, 4, 256),
         KernelConfig("base", 256, 32, 128, 3, 128),
+        KernelConfig("base", 128, 32, 128, 6, 256),
+        KernelConfig("base", 64, 144, 128, 4, 256),
+        KernelConfig("base", 128, 160, 128, 4, 256),
+        KernelConfig("base", 128, 192, 128, 3, 256),
+        KernelConfig("base", 192, 128, 128, 4, 384),
     ],
     "swapAB": [
         KernelConfig("swapAB", 64, 8, 128, 8, 128),
         KernelConfig("swapAB", 64, 32, 128, 2, 256),
+        KernelConfig("swapAB", 64, 16, 128, 6, 384),
         KernelConfig("swapAB", 64, 64, 128, 4, 128),
         KernelConfig("swapAB", 128, 32, 128, 4, 128),
         KernelConfig("swapAB", 128, 128, 128, 4, 256),
     ],
     "splitK": [
         KernelConfig("splitK", 64, 32, 128, 3, 128, 4),
-        KernelConfig("splitK", 64, 64, 128, 0, 256, 2),
+        KernelConfig("splitK", 64, 64, 128, 0, 128, 2),
+        KernelConfig("splitK", 64, 80, 128, 6, 384, 2),
         KernelConfig("splitK", 128, 128, 128, 4, 256, 2),
+        KernelConfig("splitK", 128, 160, 128, 3, 256, 2),
     ],
     "splitK_swapAB": [
         KernelConfig("splitK_swapAB", 64, 8, 128, 6, 128, 4),

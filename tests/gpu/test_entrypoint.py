@@ -43,10 +43,19 @@ def test_device_is_the_one_in_the_list():
     assert device == KNOWN_DEVICES[canonical_name(device.name)]
 
 
+TABLES = ((2560, 4096), (1600, 896))  # a shipped file on H200, and none
+
+
+@pytest.fixture(scope="module")
+def compiled_tables() -> None:
+    """Compile what the tables name in parallel; call by call each kernel takes seconds."""
+    warmup(TABLES, m_max=1500, progress=False)
+
+
 @pytest.mark.parametrize("layout", ["row", "column_tma"])
 @pytest.mark.parametrize("M", [0, 1, 7, 16, 33, 64, 100, 300, 1500])
-def test_default_and_tuned_tables(M, layout):
-    for N, K in ((2560, 4096), (1600, 896)):  # a shipped file on H200, and none
+def test_default_and_tuned_tables(M, layout, compiled_tables):
+    for N, K in TABLES:
         workload = random_workload(M, N, K, "cuda", M, scale_layout=layout)
         C = workload.empty_output()
         assert _call(workload, C) is C
@@ -147,6 +156,63 @@ def test_refuses_before_any_launch():
     with pytest.raises(ValueError, match="overlaps"):
         C = workload.A.view(torch.bfloat16).flatten()[: 4 * 16].view(4, 16)
         gemm_nt_f8f8bf16((workload.A, workload.A_scale), (workload.B[:16], workload.B_scale[:1]), C)
+
+
+def _eight_bytes_on(t):
+    """A copy of these one-byte values, eight bytes behind an aligned address."""
+    storage = torch.empty(t.numel() + 8, dtype=torch.uint8, device=t.device)
+    storage[8:] = t.view(torch.uint8).flatten()
+    return storage[8:].view(t.dtype).view(t.shape)
+
+
+REFUSED_WHEN_COMPILED = {
+    "A_scale is float64": (TypeError, dict(A_scale=lambda t: t.double())),
+    "A is e5m2": (TypeError, dict(A=lambda t: t.float().to(torch.float8_e5m2))),
+    "B is int8": (TypeError, dict(B=lambda t: t.view(torch.int8))),
+    "B_scale is bfloat16": (TypeError, dict(B_scale=lambda t: t.bfloat16())),
+    "C is float16": (TypeError, dict(C=lambda t: t.half())),
+    "C is too short": (ValueError, dict(C=lambda t: t[:-1])),
+    "A_scale is too long": (ValueError, dict(A_scale=lambda t: t.repeat(2, 1))),
+    "A_scale is too narrow": (ValueError, dict(A_scale=lambda t: t[:, 1:].contiguous())),
+    "B_scale is too short": (ValueError, dict(B_scale=lambda t: t[1:])),
+    "B_scale is 3D": (ValueError, dict(B_scale=lambda t: t[None])),
+    "A is column-major": (ValueError, dict(A=lambda t: t.t().contiguous().t())),
+    "B is column-major": (ValueError, dict(B=lambda t: t.t().contiguous().t())),
+    "B_scale is column-major": (ValueError, dict(B_scale=lambda t: t.t().contiguous().t())),
+    "C is a slice of columns": (ValueError, dict(C=lambda t: t.repeat(1, 2)[:, : t.shape[1]])),
+    "A_scale is neither": (ValueError, dict(A_scale=lambda t: t.repeat(1, 2)[:, ::2])),
+    "A is misaligned": (ValueError, dict(A=_eight_bytes_on)),
+    "A_scale is on the CPU": (ValueError, dict(A_scale=lambda t: t.cpu())),
+    "B_scale is on the CPU": (ValueError, dict(B_scale=lambda t: t.cpu())),
+    "C is on the CPU": (ValueError, dict(C=lambda t: t.cpu())),
+    "B is None": (TypeError, dict(B=lambda t: None)),
+    "C wants a gradient": (ValueError, dict(C=lambda t: t.requires_grad_())),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), REFUSED_WHEN_COMPILED.values(), ids=REFUSED_WHEN_COMPILED)
+def test_a_compiled_kernel_refuses_what_the_first_call_would(kind, changes):
+    """Later calls leave most checks to the kernel: what it refuses must be explained as ever, and not run."""
+    workload = random_workload(4, 1600, 896, "cuda", 1)
+    C = workload.empty_output()
+    right = {
+        "A": workload.A,
+        "A_scale": workload.A_scale,
+        "B": workload.B,
+        "B_scale": workload.B_scale,
+        "C": C,
+    }
+
+    def call(A, A_scale, B, B_scale, C):
+        return gemm_nt_f8f8bf16((A, A_scale), (B, B_scale), C)
+
+    expected = call(**right).clone()
+    (name, change), *_ = changes.items()
+    with pytest.raises(kind, match=name):
+        call(**{**right, name: change(right[name])})
+    C.requires_grad_(False).zero_()
+    torch.cuda.synchronize()
+    assert torch.equal(call(**right), expected)
 
 
 def test_host_time_stays_low():

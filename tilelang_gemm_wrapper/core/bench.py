@@ -21,6 +21,7 @@ PROVIDER_NAMES = (
     "tilelang_gemm",
     "tilelang_gemm_column_major",
     "tilelang_gemm_static_weights",
+    "tilelang_gemm_untuned",
     "deep_gemm",
     "deep_gemm_row_major",
     "cublas",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from ..backends import backend
 from ..quantize import convert_scale_layout
 from .compile_cache import CompileJob
-from .device import Device
+from .config import KernelConfig
+from .default_choice import default_entries
+from .device import Device, device_of
 from .timing import cold_copies
 from .workload import random_workload, reference
 from .wrapper import gemm_for, tilelang_launch
@@ -121,6 +124,29 @@ def _tilelang_gemm_static_weights(case: Case) -> Call:
     return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
 
 
+def untuned_job(M: int, N: int, K: int) -> CompileJob | None:
+    """As `static_weights_job`, of the default choice, whatever file there is; None where there is none."""
+    device = device_of(torch.cuda.current_device())
+    config = _default_choice(M, N, K, device)
+    if config is None or not device.is_hopper:
+        return None
+    return replace(CompileJob.on(N, K, config, device), static_weights=True)
+
+
+@cache
+def _default_choice(M: int, N: int, K: int, device: Device) -> KernelConfig | None:
+    entries = default_entries(N, K, device)
+    return next((config for most, config in entries if most >= M), entries[-1][1]) if entries else None
+
+
+def _tilelang_gemm_untuned(case: Case) -> Call:
+    job = untuned_job(case.M, case.matrix.N, case.matrix.K)
+    if job is None:
+        raise Refused("the default choice has no kernel here that reads weights early")
+    launch = tilelang_launch(job, torch.cuda.current_device())
+    return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
+
+
 def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:
     module = backend("deep_gemm")
     reason = module.why_unavailable(case.matrix.device) or module.why_unsupported(
@@ -187,6 +213,7 @@ PROVIDERS: dict[str, Callable[[Case], Call]] = {
     "tilelang_gemm": _tilelang_gemm,
     "tilelang_gemm_column_major": _tilelang_gemm_column_major,
     "tilelang_gemm_static_weights": _tilelang_gemm_static_weights,
+    "tilelang_gemm_untuned": _tilelang_gemm_untuned,
     "deep_gemm": _deep_gemm,
     "deep_gemm_row_major": _deep_gemm_row_major,
     "cublas": _cublas,

@@ -36,10 +36,12 @@ def compile_ahead(
 
         # After the backends: where a table names one of them, its kernels are found compiled.
         warmup(cells, m_max=max(map(max, cells.values())))
-    if cells and "tilelang_gemm_static_weights" in providers:
-        from .bench_providers import static_weights_job
+    if cells:
+        from .bench_providers import static_weights_job, untuned_job
 
-        jobs_of_ours = (static_weights_job(M, N, K) for (N, K), ms in cells.items() for M in ms)
+        job_of = {"tilelang_gemm_static_weights": static_weights_job, "tilelang_gemm_untuned": untuned_job}
+        wanted = [job_of[name] for name in job_of if name in providers]
+        jobs_of_ours = (job(M, N, K) for job in wanted for (N, K), ms in cells.items() for M in ms)
         _log(compile_many(job for job in jobs_of_ours if job is not None))
 
 

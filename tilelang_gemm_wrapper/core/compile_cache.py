@@ -32,7 +32,7 @@ COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
 class CompileJob:
     """One kernel to compile: problem, config, architecture ("sm_90a" or "sm_89") and what else is built in.
 
-    `static_weights` is that of `kernel_registry.build`.
+    `static_weights` and `sm_count` are those of `kernel_registry.build`.
     """
 
     N: int
@@ -40,11 +40,12 @@ class CompileJob:
     config: KernelConfig
     arch: str
     static_weights: bool = False
+    sm_count: int = kernel_registry.FULL_HOPPER_SMS
 
     @classmethod
     def on(cls, N: int, K: int, config: KernelConfig, device: Device) -> CompileJob:
         """The job for a call on `device`, as the environment wants it."""
-        return cls(N, K, config, device.arch, configurer.static_weights())
+        return cls(N, K, config, device.arch, configurer.static_weights(), device.sm_count)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -63,7 +64,7 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     """
     tilelang = tilelang_module()
     kernel = tilelang.compile(
-        kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights),
+        kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count),
         target={"kind": "cuda", "arch": job.arch},
         execution_backend="tvm_ffi",
         pass_configs=dict(kernel_registry.pass_configs(job.arch)),

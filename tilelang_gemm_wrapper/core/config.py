@@ -12,7 +12,7 @@ KERNEL_TYPES = TILELANG_KERNELS + FALLBACK_KERNELS
 
 SCALE_BLOCK = 128  # width of a scale block along K, hence the only block_K: one fp32 promotion a K step
 MAX_BLOCK = 256  # the widest WGMMA; taller tiles than four of its 64 rows spill
-MATH_THREADS = (128, 256)
+MATH_THREADS = (128, 256, 384)
 MAX_SPLIT_K = 8  # Hopper's portable cluster size: the partial sums of a tile meet in one cluster
 
 
@@ -22,7 +22,7 @@ class KernelConfig:
 
     The MMA tile is `block_M` x `block_N`. For base and splitK block_M runs along M (tokens) and block_N along
     N (weights); the swapAB kinds compute C^T = B A^T, so there block_M runs along N and block_N along M.
-    `threads` counts math threads (128 or 256); on Hopper the kernel adds a producer warp of its own.
+    `threads` counts math threads (128, 256 or 384); on Hopper the kernel adds loading warps of its own.
     `num_stages` 0 and 1 both mean a single buffer. The fallback kinds (deep_gemm, triton) use no other field.
     """
 

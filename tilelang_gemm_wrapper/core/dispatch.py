@@ -58,8 +58,7 @@ def build_table(N: int, K: int, device: Device) -> DispatchTable:
         )
     else:
         source = "default choice"
-        deep_gemm = backends.backend("deep_gemm").why_unavailable(device) is None
-        defaults = default_entries(N, K, device, deep_gemm=deep_gemm)
+        defaults = default_entries(N, K, device)
         ranges = _ranges([M for M, _ in defaults])
         entries = [
             (M, config, f"no tuned file; default for {served}")
@@ -120,7 +119,7 @@ def _choice(N: int, K: int, device: Device, M: int, config: KernelConfig, source
         return Choice(config.kernel_type, None, source, reason)
     # The file was tuned where that backend was installed; our own kernel for such an M is the next best.
     reason = f"{reason} with {config.kernel_type}, which cannot run here: {why_not}"
-    own = [(bound, own) for bound, own in default_entries(N, K, device, deep_gemm=False) if own.is_tilelang]
+    own = default_entries(N, K, device)
     if not own:
         return fallback_choice(N, K, device, reason)
     replacement = next((own for bound, own in own if bound >= M), own[-1][1])

@@ -16,21 +16,38 @@ _MODULES = {
     "splitK_swapAB": "split_k_swap_ab",
 }
 
-# A hand-specialised kernel must not be specialised a second time by TileLang's own pass.
-_PASS_CONFIGS: dict[str, dict[str, Any]] = {"sm_90a": {"tl.disable_warp_specialized": True}, "sm_89": {}}
+FULL_HOPPER_SMS = 132  # of H100 SXM, H200 and GH200
 
 
-def build(N: int, K: int, config: KernelConfig, arch: str, static_weights: bool = False) -> Any:
+def build(
+    N: int,
+    K: int,
+    config: KernelConfig,
+    arch: str,
+    static_weights: bool = False,
+    sm_count: int = FULL_HOPPER_SMS,
+) -> Any:
     """The TileLang PrimFunc of `config` for `arch` ("sm_90a" or "sm_89"); imports tilelang.
 
     Parameters of the PrimFunc: A, A_scale, B, B_scale, C and, where `needs_workspace`, the float32 partials.
-    static_weights: whether Hopper's swapAB kinds may read B before the stream's preceding kernel is done.
+    static_weights: whether Hopper's kernels may read B before the stream's preceding kernel is done.
+    sm_count: how many SMs share out the tiles of Hopper's persistent `base`; another number is only slower.
     """
     module = import_module(f"tilelang_gemm_wrapper.core.kernels.{_MODULES[config.kernel_type]}")
     builder = getattr(module, arch)
-    if static_weights and arch == "sm_90a" and config.is_swap_ab:
-        return builder(N, K, config, static_weights=True)
-    return builder(N, K, config)
+    if arch != "sm_90a":
+        return builder(N, K, config)
+    if config.kernel_type == "base":
+        return builder(N, K, config, static_weights, sm_count)
+    return builder(N, K, config, static_weights)
+
+
+# A hand-specialised kernel must not be specialised a second time by TileLang's own pass. Its roles are told
+# apart by a warp index that TileLang's search for missing barriers cannot follow; each is written out.
+_PASS_CONFIGS: dict[str, dict[str, Any]] = {
+    "sm_90a": {"tl.disable_warp_specialized": True, "tl.disable_thread_storage_sync": True},
+    "sm_89": {},
+}
 
 
 def pass_configs(arch: str) -> dict[str, Any]:
@@ -78,17 +95,46 @@ def _is_pointless(config: KernelConfig, N: int, K: int, device: Device) -> bool:
 
 
 def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
-    stages = (3, 4, 6, 8) if device.is_hopper else (2, 3, 4)
-    tokens_when_swapped = (8, 16, 32, 64, 128) if device.is_hopper else (16, 32, 64)
-    token_rows = (64, 128, 256) if device.is_hopper else (16, 32, 64, 128)
+    candidates = _hopper_candidates if device.is_hopper else _ada_candidates
     for split in splits_of(K):
-        swapped = "swapAB" if split == 1 else "splitK_swapAB"
-        straight = "base" if split == 1 else "splitK"
-        for threads in (128, 256):
-            for num_stages in stages:
-                for weights in (64, 128):
-                    for tokens in tokens_when_swapped:
-                        yield KernelConfig(swapped, weights, tokens, 128, num_stages, threads, split)
-                for tokens in token_rows:
-                    for weights in (16, 32, 64, 128):
-                        yield KernelConfig(straight, tokens, weights, 128, num_stages, threads, split)
+        yield from candidates(split)
+
+
+# Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
+# warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
+_HOPPER_ROWS = {
+    64: ((256, (4, 6, 8)), (384, (6,))),
+    128: ((256, (3, 4, 5, 6)),),
+    192: ((384, (3, 4)),),
+}
+
+
+def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
+    for threads in (128, 256):
+        for stages in (3, 4, 6, 8):
+            for weights in (64, 128):
+                for tokens in (8, 16, 32, 64, 128):
+                    yield _candidate(True, weights, tokens, stages, threads, split)
+    for rows, variants in _HOPPER_ROWS.items():
+        for threads, rings in variants:
+            for stages in rings:
+                for weights in (*range(16, 129, 16), 144, 160, 192):
+                    yield _candidate(False, rows, weights, stages, threads, split)
+
+
+def _ada_candidates(split: int) -> Iterator[KernelConfig]:
+    for threads in (128, 256):
+        for stages in (2, 3, 4):
+            for weights in (64, 128):
+                for tokens in (16, 32, 64):
+                    yield _candidate(True, weights, tokens, stages, threads, split)
+            for rows in (16, 32, 64, 128):
+                for weights in (16, 32, 64, 128):
+                    yield _candidate(False, rows, weights, stages, threads, split)
+
+
+def _candidate(
+    swapped: bool, block_M: int, block_N: int, stages: int, threads: int, split: int
+) -> KernelConfig:
+    kinds = ("base", "splitK", "swapAB", "splitK_swapAB")
+    return KernelConfig(kinds[2 * swapped + (split > 1)], block_M, block_N, 128, stages, threads, split)

@@ -19,6 +19,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "tilelang_gemm": {"color": "#d1495b", "linewidth": 2.0, "zorder": 5},
     "tilelang_gemm_column_major": {"color": "#d1495b", "linestyle": ":"},
     "tilelang_gemm_static_weights": {"color": "#edae49", "linewidth": 2.0, "zorder": 4},
+    "tilelang_gemm_untuned": {"color": "#edae49", "linestyle": ":"},
     "deep_gemm": {"color": "#30638e"},
     "deep_gemm_row_major": {"color": "#30638e", "linestyle": ":"},
     "cublas": {"color": "#5c8001"},

@@ -33,14 +33,12 @@ def checked_problem(
 ) -> tuple[int, int, int, int]:
     """(M, N, K, device index) of a call; -1 is the CPU. Raises TypeError or ValueError before any launch.
 
-    One expression on the path that every call takes; what exactly is wrong is found out afterwards.
+    One expression; what exactly is wrong is found out afterwards.
     """
     try:
         M, K = A.shape
         N, columns = B.shape
         groups = (K + 127) // 128
-        a_start, b_start, c_start = A.data_ptr(), B.data_ptr(), C.data_ptr()
-        c_end = c_start + 2 * M * N
         index = A.get_device()
         if (
             A.dtype is FP8
@@ -58,27 +56,48 @@ def checked_problem(
             and B.is_contiguous()
             and C.is_contiguous()
             and B_scale.is_contiguous()
-            and (A_scale.is_contiguous() or _is_column_major(A_scale, M))
             and index == B.get_device() == C.get_device() == A_scale.get_device() == B_scale.get_device()
             and (index >= 0 or _all_on_cpu(A, A_scale, B, B_scale, C))
-            and not (a_start | b_start | c_start) % _ALIGNMENT
-            and (c_end <= a_start or a_start + M * K <= c_start)
-            and (c_end <= b_start or b_start + N * K <= c_start)
-            and not (
-                torch.is_grad_enabled()
-                and (
-                    C.requires_grad
-                    or A.requires_grad
-                    or B.requires_grad
-                    or A_scale.requires_grad
-                    or B_scale.requires_grad
-                )
-            )
+            and lies_right(A, A_scale, B, B_scale, C, M, N, K)
         ):
             return M, N, K, index
     except (AttributeError, RuntimeError, TypeError, ValueError):
         pass
     raise _problem_of(A, A_scale, B, B_scale, C)
+
+
+def lies_right(
+    A: torch.Tensor,
+    A_scale: torch.Tensor,
+    B: torch.Tensor,
+    B_scale: torch.Tensor,
+    C: torch.Tensor,
+    M: int,
+    N: int,
+    K: int,
+) -> bool:
+    """Of the checks those that no compiled kernel makes itself, on tensors of the right dtypes and shapes.
+
+    A_scale in one of its two layouts; A, B and C aligned; C apart from A and B; no gradient asked for.
+    """
+    a_start, b_start, c_start = A.data_ptr(), B.data_ptr(), C.data_ptr()
+    c_end = c_start + 2 * M * N
+    return (
+        (A_scale.is_contiguous() or _is_column_major(A_scale, M))
+        and not (a_start | b_start | c_start) % _ALIGNMENT
+        and (c_end <= a_start or a_start + M * K <= c_start)
+        and (c_end <= b_start or b_start + N * K <= c_start)
+        and not (
+            torch.is_grad_enabled()
+            and (
+                C.requires_grad
+                or A.requires_grad
+                or B.requires_grad
+                or A_scale.requires_grad
+                or B_scale.requires_grad
+            )
+        )
+    )
 
 
 def operand_problem(A, B) -> Exception:

@@ -18,11 +18,13 @@ logger = logging.getLogger(__name__)
 OURS = "tilelang_gemm"
 OURS_COLUMN_MAJOR = "tilelang_gemm_column_major"
 OURS_STATIC = "tilelang_gemm_static_weights"
+OURS_UNTUNED = "tilelang_gemm_untuned"
 PEERS = ("deep_gemm", "cublas")  # what a user could take instead, at its best: scales prepared beforehand
 LABELS = {
     "tilelang_gemm": "this package",
     "tilelang_gemm_column_major": "this package, column-major scales",
     "tilelang_gemm_static_weights": "this package, column-major scales, static weights",
+    "tilelang_gemm_untuned": "the same without a tuned file",
     "deep_gemm": "DeepGEMM",
     "deep_gemm_row_major": "DeepGEMM, row-major scales",
     "cublas": "cuBLAS",
@@ -53,7 +55,8 @@ _METHOD = (
     "read of the N·K weight bytes in the same harness; *ideal* is the larger of the floor and the FLOPs at "
     "the best rate seen on the chip (1450 TFLOPS on a full Hopper). This package and Triton read row-major "
     "activation scales, DeepGEMM and cuBLAS get theirs transposed beforehand, unless it says otherwise. "
-    "*Static weights* is TILELANG_GEMM_STATIC_WEIGHTS=1, its kernels alone, no fallbacks. A "
+    "*Static weights* is TILELANG_GEMM_STATIC_WEIGHTS=1, its kernels alone, no fallbacks; *untuned* is "
+    "the default choice with the same setting. A "
     "mean is geometric, with the worst cell in brackets; × is how many times as fast, ÷ a quotient of times. "
     "Best peer is the faster of DeepGEMM and cuBLAS, cell by cell.\n"
 )
@@ -136,6 +139,8 @@ def versus_table(rows: Sequence[Row]) -> str:
         for name in (OURS, OURS_COLUMN_MAJOR, OURS_STATIC)
         if name in times
     ]
+    if OURS_STATIC in times and OURS_UNTUNED in times:
+        columns.append(("untuned ÷ tuned, static weights", times[OURS_UNTUNED], times[OURS_STATIC], max))
     columns += [
         (label, times[slower], times[faster], min)
         for label, faster, slower in SPEEDUPS

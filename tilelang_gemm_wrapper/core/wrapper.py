@@ -14,6 +14,7 @@ from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel
 from tilelang_gemm_wrapper.core.device import cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable, build_table, fallback_choice, log_notes
+from tilelang_gemm_wrapper.core.problem import lies_right
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 class Gemm:
     """All that calls with one (N, K) on one device share."""
 
-    __slots__ = ("_bounds", "_index", "_launches", "_lock", "choices", "table")
+    __slots__ = ("_bounds", "_index", "_kernels", "_launches", "_lock", "choices", "table")
 
     def __init__(self, table: DispatchTable, index: int) -> None:
         self.table = table
@@ -31,17 +32,19 @@ class Gemm:
         self._index = index
         self._bounds = table.bounds
         self._launches: list[Launch | None] = [None] * len(table.choices)
+        self._kernels: list[Launch | None] = [None] * len(table.choices)  # those of TileLang alone
         self._lock = threading.Lock()
 
     def __call__(self, M: int, A, A_scale, B, B_scale, C) -> None:
         """Launch on checked tensors; the first call of each choice compiles or loads its kernel."""
-        position = bisect_left(self._bounds, M)
-        if position == len(self._bounds):
-            position -= 1
-        launch = self._launches[position]
-        if launch is None:
-            launch = self.prepare(position)
+        position = self.table.index(M)
+        launch = self._launches[position] or self.prepare(position)
         launch(A, A_scale, B, B_scale, C)
+
+    def kernel(self, M: int) -> Launch | None:
+        """The TileLang kernel that serves M, if there is one and it is compiled."""
+        position = bisect_left(self._bounds, M)
+        return self._kernels[position if position < len(self._bounds) else -1]
 
     def prepare(self, position: int) -> Launch:
         """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture."""
@@ -54,6 +57,8 @@ class Gemm:
             launch = self._launches[position]
             if launch is None:
                 launch = self._launches[position] = self._load(position)
+                if self.choices[position].config is not None:
+                    self._kernels[position] = launch
             return launch
 
     def reachable(self, m_max: int) -> Iterable[int]:
@@ -109,6 +114,24 @@ def _on_device(kernel: Callable[..., None], index: int) -> Launch:
 
 _gemms: dict[tuple[int, int, int], Gemm] = {}
 _gemms_lock = threading.Lock()
+
+
+def run_compiled(A, A_scale, B, B_scale, C) -> bool:
+    """Launch the kernel of a call, if it is compiled and takes these tensors; else nothing has been written.
+
+    The path of every call but the first. A compiled TileLang kernel checks dtypes, shapes, strides and
+    devices itself before it launches: only what it does not see is left to look at here.
+    """
+    try:
+        M, K = A.shape
+        N = B.shape[0]
+        kernel = _gemms[N, K, A.get_device()].kernel(M)
+        if kernel is None or M == 0 or not lies_right(A, A_scale, B, B_scale, C, M, N, K):
+            return False
+        kernel(A, A_scale, B, B_scale, C)
+    except Exception:  # a call that fails is made once more with every check, which says best what is wrong
+        return False
+    return True
 
 
 def run(M: int, N: int, K: int, index: int, A, A_scale, B, B_scale, C) -> None:

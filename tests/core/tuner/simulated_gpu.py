@@ -53,8 +53,8 @@ def true_us(config: KernelConfig, M: int, N: int, K: int, chip: Device) -> float
         flops_per_s = 0.6e15 if tiles > 16 and tiles % 16 < 5 else 1.2e15
         return 1.4 * N * K / chip.dram_bytes_per_s * 1e6 + 3 + 2.0 * 64 * tiles * N * K / flops_per_s * 1e6
     tokens, weights = config.tile_tokens, config.tile_weights
-    ctas = -(-M // tokens) * -(-N // weights) * config.split_k
-    waves = -(-ctas // (2 * chip.sm_count))
+    clusters = -(-M // tokens) * -(-N // weights)
+    waves = -(-clusters // (2 * clusters_at_once(config.split_k, chip)))
     steps = K / 128 / config.split_k
     hidden = min(config.num_stages, 6) / 6
     step_us = 0.05 + 6e-5 * tokens * weights * (128 / config.threads) ** 0.3
@@ -62,6 +62,12 @@ def true_us(config: KernelConfig, M: int, N: int, K: int, chip: Device) -> float
     waves_us = waves * (steps * step_us / hidden + 0.2)
     # The smoother maximum: what is hidden behind the longer one still costs something.
     return 2.0 + (dram_us**4 + waves_us**4) ** 0.25 + (1.0 if config.is_split_k else 0.0)
+
+
+def clusters_at_once(ctas: int, chip: Device) -> int:
+    """A cluster lies in one GPC, and these differ: 18 SMs in some, what is left over in the last."""
+    whole, rest = divmod(chip.sm_count, 18)
+    return whole * (18 // ctas) + rest // ctas
 
 
 class SimulatedGpu:

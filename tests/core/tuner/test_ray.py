@@ -139,9 +139,9 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     lab.simulate(
         cannot_open=list(SHAPES[1]),
         faults={
-            "crash": {"num_stages": 3},
-            "compile_error": {"num_stages": 4},
-            "illegal_access": {"threads": 256},
+            "crash": {"threads": 384},
+            "compile_error": {"num_stages": 8},
+            "illegal_access": {"block_M": 128},
         },
     )
     listener = Recorder()
@@ -151,9 +151,9 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     assert results[SHAPES[2]].path
     failures = [r for result in results.values() for r in result.records if isinstance(r, Failure)]
     by_kind = {
-        "crash": ("num_stages", 3),
-        "compile_error": ("num_stages", 4),
-        "illegal_access": ("threads", 256),
+        "crash": ("threads", 384),
+        "compile_error": ("num_stages", 8),
+        "illegal_access": ("block_M", 128),
     }
     assert {failure.kind for failure in failures} == set(by_kind)
     for failure in failures:

@@ -152,7 +152,7 @@ def test_a_second_run_shows_the_gain_over_the_file_in_place(
     command.main(arguments(tmp_path))
     second = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["64"]]
     assert first[0].split()[-1] == "-"
-    assert second[0].split()[-1] == "1.00"
+    assert 1.0 <= float(second[0].split()[-1]) < 1.05, "with the first run's timings it may look further"
 
 
 def test_the_kernels_of_a_shape_can_be_bounded(simulate: Simulate, tmp_path: Path) -> None:

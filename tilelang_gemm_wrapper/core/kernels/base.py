@@ -3,17 +3,114 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels import ada, persistent, promotion, roles, scales
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    K_STEP,
+    LOADING_WARPS,
+    ctas_per_sm,
+    partials,
+    pieces,
+    register_split,
+    scale_blocks,
+)
 
 
-def sm_90a(N: int, K: int, config: KernelConfig):
-    """Hopper kernel: A scales read to registers before the step's WGMMA, TMA store of the tile."""
-    tile_tokens, tile_weights = config.block_M, config.block_N
+@T.macro
+def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
+    """Everything that the TMA warp does."""
+    if early > 0:
+        persistent.locate(at, tiles, 0)
+        roles.load_early(B, ring, at[1], 0, early, False)
+    for turn in T.serial(tiles.turns):
+        persistent.locate(at, tiles, turn)
+        m_start = at[0]
+        n_start = at[1]
+        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, early, first_thread, False)
+
+
+@T.macro
+def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread):
+    """Everything that the scale warps do."""
+    large = tiles.tokens * tiles.weights >= scales.LARGE_TILE
+    for turn in T.serial(tiles.turns):
+        persistent.locate(at, tiles, turn)
+        m_start = at[0]
+        n_start = at[1]
+        scales.feed_scales(
+            A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread, large
+        )
+
+
+def alloc_stored(rows, columns):
+    """Shared memory for a tile of C: whole, or in parts of 16 columns where TileLang 0.1.11 cannot store it
+    whole, having no swizzle for such rows."""
+    shape = (rows, columns) if columns % 32 == 0 else (columns // 16, rows, 16)
+    return T.alloc_shared(shape, BF16)
+
+
+@T.macro
+def round_to_bfloat16(accum, C_shared):
+    if len(C_shared.shape) == 2:
+        T.copy(accum, C_shared)
+    else:
+        for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
+            C_shared[j // 16, i, j % 16] = accum[i, j]
+
+
+@T.macro
+def store(C_shared, C, m_start, n_start):
+    if len(C_shared.shape) == 2:
+        rows, columns = C_shared.shape
+        T.tma_copy(C_shared, C[m_start : m_start + rows, n_start : n_start + columns])
+    else:
+        for part in T.unroll(C_shared.shape[0]):
+            first = n_start + part * 16
+            T.tma_copy(C_shared[part, :, :], C[m_start : m_start + C_shared.shape[1], first : first + 16])
+
+
+@T.macro
+def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, early):
+    """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
+
+    The TMA store of a tile is waited for only when the next tile is to be stored.
+    """
+    share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
+    rows, columns = ring.A.shape[2], ring.B.shape[2]
+    C_shared = alloc_stored(rows, columns) if share.group == 0 else None
+    partials = promotion.alloc_partials(partial_count, rows, columns)
+    accum = T.alloc_fragment((rows, columns), F32)
+    scale = T.alloc_fragment((rows,), F32)
+    scale_beyond = T.alloc_fragment((rows,), F32)
+    if early > 0:
+        T.pdl_sync()
+    for turn in T.serial(tiles.turns):
+        persistent.locate(at, tiles, turn)
+        m_start = at[0] + share.piece * rows
+        n_start = at[1]
+        promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn, share)
+        roles.sum_groups(accum, parts, share)
+        if share.group == 0:
+            if T.get_thread_binding() < warpgroup * 128 + 32:
+                T.tma_store_wait(0)
+            T.sync_threads(1 + share.piece, 128)
+            round_to_bfloat16(accum, C_shared)
+            T.fence_proxy_async()
+            T.sync_threads(5 + share.piece, 128)
+            if T.get_thread_binding() < warpgroup * 128 + 32:
+                store(C_shared, C, m_start, n_start)
+    if share.group == 0 and T.get_thread_binding() < warpgroup * 128 + 32:
+        T.tma_store_wait(0)
+
+
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count: int):
+    """Hopper kernel: persistent, the store of a tile under the K steps of the next."""
+    warpgroups, row_pieces = config.threads // 128, pieces(config)
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
-    policy = hopper.warp_policy(config.block_M, threads)
+    early = min(stages, steps) if static_weights else 0
+    ctas = sm_count * ctas_per_sm(config, N, K)
+    math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -25,33 +122,45 @@ def sm_90a(N: int, K: int, config: KernelConfig):
         C: T.Tensor((M, N), BF16),
     ):
         with T.Kernel(
-            T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=threads + hopper.PRODUCER_THREADS
-        ) as (m_tile, n_tile):
-            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
-            C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            scale = T.alloc_fragment((tile_tokens,), F32)
-            full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
-            # Neighbouring CTAs share a panel of tiles along N, which are still in L2 when they are wanted.
-            T.use_swizzle(panel_size=8)
-            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            T.min(T.ceildiv(M, config.block_M) * -(-N // config.block_N), ctas),
+            threads=threads + 32 * LOADING_WARPS,
+        ) as cta:
+            A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
+            token_scales = T.alloc_shared((stages, config.block_M), F32)
+            weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
+            parts = roles.alloc_group_parts(
+                config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
+            )
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
+            tiles = persistent.tiles_of(cta, M, N, config.block_M, config.block_N, ctas)
+            at = T.alloc_local((2,), "int32")
+            # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
+            thread, warp = T.get_thread_binding(), roles.uniform_warp()
+            if static_weights:
+                T.pdl_trigger()
 
-            if T.get_thread_binding() >= threads:
-                hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, False
-                )
+            if warp >= threads // 32:
+                T.assume(thread >= threads)
+                if math_registers:
+                    T.dec_max_nreg(loading_registers)
+                if warp == threads // 32:
+                    T.assume(thread < threads + 32)
+                    load_tiles(A, B, ring, tiles, at, steps, early, threads)
+                else:
+                    T.assume(thread >= threads + 32)
+                    load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, threads + 32)
             else:
-                hopper.accumulate_rows(
-                    A_scale, B_scale, A_shared, B_shared, scale, partial, accum, full, empty,
-                    M, m_start, n_start, 0, steps, policy,
-                )  # fmt: skip
-                T.copy(accum, C_shared)
-                T.sync_threads(1, threads)
-                T.copy(C_shared, C[m_start, n_start])
+                T.assume(thread < threads)
+                if math_registers:
+                    T.inc_max_nreg(math_registers)
+                roles.by_warpgroup(
+                    warpgroups,
+                    multiply_tiles,
+                    (warpgroups, partials(config), ring, parts, tiles, at, C, steps, early),
+                )
 
     return base
 

@@ -5,19 +5,26 @@ Kept apart from the kernels so that a config can be judged without importing Til
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from tilelang_gemm_wrapper.core.device import HOPPER_SHARED_MEMORY
 
 if TYPE_CHECKING:
     from tilelang_gemm_wrapper.core.config import KernelConfig
 
+LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
-PARTIAL_PAD = 4  # floats after each row of a float32 partial tile, see hopper.cluster_reduce_store
+GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
-# Two float32 tiles, accumulator and partial, live in registers. 128 values a thread leave room for
-# addresses and scales under the 255-register limit; the next size up (256) spills.
-_MAX_TILE_VALUES_PER_THREAD = 128
+# Accumulator and partials, float32, live in registers. 128 values a thread leave room for addresses and
+# scales, and 192 where the loading warps give registers to two warpgroups or there is only one.
+_MAX_TILE_VALUES = 128
+_MAX_WIDE_TILE_VALUES = 192
+_COLUMNS_FOR_TWO_PARTIALS = 96
+_OTHER_VALUES = 40  # registers for addresses, scales and loops
 # On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
 _MAX_ADA_VALUES = 64
 _MAX_ADA_SPLIT_VALUES = 32
@@ -30,54 +37,61 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     steps = K // K_STEP // config.split_k
     buffers = [stages * tokens * K_STEP, stages * weights * K_STEP]
     if config.is_split_k and (arch == "sm_90a" or config.is_swap_ab):
-        buffers.append(4 * tokens * (weights + PARTIAL_PAD))
+        buffers.append(4 * tokens * partial_row(config))
     elif arch == "sm_90a" or config.is_swap_ab:
         buffers.append(2 * tokens * weights)
-    if arch == "sm_90a" and config.is_swap_ab:
-        buffers.append(4 * steps * tokens)
+    if arch == "sm_90a":
+        if config.is_swap_ab:
+            buffers += [4 * steps * tokens, 4 * steps]
+        else:
+            buffers += [4 * stages * tokens, 4 * stages * scale_blocks(config)]
+        buffers.append(4 * (step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
 def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | None:
     """Why this tile has no kernel on `arch`: a clause naming field, value and remedy, or None."""
-    if config.tile_weights not in (16, 32, 64, 128):
+    widths = _tile_weights(config, arch)
+    if config.tile_weights not in widths:
         field = "block_M" if config.is_swap_ab else "block_N"
         return (
-            f"{field} = {config.tile_weights}; a tile along N must be 16, 32, 64 or 128 to lie in one scale "
-            f"block"
+            f"{field} = {config.tile_weights}; for {config.kernel_type!r} on {arch} it must be one of "
+            f"{', '.join(map(str, widths))}, to lie in one scale block or across two"
         )
-    values = 2 * config.block_M * config.block_N // config.threads
-    if values > _MAX_TILE_VALUES_PER_THREAD:
+    if config.threads > 256 and arch != "sm_90a":
+        return f"threads = {config.threads}; {arch} takes at most 256 math threads"
+    values = _values(config, arch)
+    most = _most_values(config, arch)
+    if values > most:
         return (
             f"a {config.block_M} x {config.block_N} tile on {config.threads} threads keeps {values} float32 "
-            f"values a thread in registers, more than {_MAX_TILE_VALUES_PER_THREAD}; use more threads or a "
+            f"values a thread in registers, more than {most}; use more threads or a "
             f"smaller tile"
         )
     return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
 
 
+def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
+    if arch != "sm_90a":
+        return 16, 32, 64, 128
+    # Of the tiles wider than a scale block these never reach into a third one.
+    return (64, 128) if config.is_swap_ab else (*range(16, 129, 16), 144, 160, 192)
+
+
 def _why_no_wgmma(config: KernelConfig) -> str | None:
-    warpgroups = config.threads // 128
-    if config.block_M >= 64 * warpgroups:
-        columns = config.block_N
-        # TileLang 0.1.11 lets two warpgroups of several WGMMA each compute and store different rows.
-        if warpgroups > 1 and config.block_M > 64 * warpgroups:
-            return (
-                f"block_M = {config.block_M}; {warpgroups} warpgroups take {64 * warpgroups} rows; use "
-                f"block_M = {64 * warpgroups}, or 128 threads"
-            )
-    else:
-        columns = config.block_N // warpgroups
-    if columns != 8 and columns % 16:
+    if config.block_N != 8 and config.block_N % 16:
+        return f"block_N = {config.block_N}; WGMMA here takes 8 or a multiple of 16"
+    groups = step_groups(config)
+    if max(1, config.num_stages) % groups:
         return (
-            f"block_N = {config.block_N}; {columns} columns a warpgroup, but WGMMA here takes 8 or a "
-            f"multiple of 16"
+            f"num_stages = {config.num_stages}; {config.threads} threads are {groups} groups of warpgroups "
+            f"that take turns at the stages of {config.block_M} rows, so it must be a multiple of {groups}"
         )
     return None
 
 
 def _why_no_mma(config: KernelConfig) -> str | None:
-    values = 2 * config.block_M * config.block_N // config.threads
+    values = _values(config, "sm_89")
     most = _MAX_ADA_SPLIT_VALUES if config.kernel_type == "splitK" else _MAX_ADA_VALUES
     if values > most:
         return (
@@ -96,3 +110,74 @@ def _why_no_mma(config: KernelConfig) -> str | None:
             f"use fewer threads or a larger tile"
         )
     return None
+
+
+def pieces(config: KernelConfig) -> int:
+    """Into how many pieces Hopper's warpgroups cut the tile along block_M."""
+    return math.gcd(config.block_M // 64, config.threads // 128)
+
+
+def step_groups(config: KernelConfig) -> int:
+    """How many groups of warpgroups take turns at the K steps of a tile on Hopper."""
+    return config.threads // 128 // pieces(config)
+
+
+def scale_blocks(config: KernelConfig) -> int:
+    """Across how many blocks of B's scales a tile of base or splitK can lie."""
+    return 1 if 128 % config.block_N == 0 else 2
+
+
+def partial_row(config: KernelConfig) -> int:
+    """Floats from one token to the next in the float32 partial tile of a split kernel.
+
+    Padded so that a warp storing its fragment meets every bank once: as pairs, 4 lanes a row by 8 rows in
+    splitK, and transposed, one by one, 4 rows by 8 columns, in splitK_swapAB.
+    """
+    spare_banks = 4 if config.is_swap_ab else 8
+    return config.tile_weights + (spare_banks - config.tile_weights) % 32
+
+
+def register_split(config: KernelConfig) -> tuple[int, int]:
+    """Registers a thread of the multiplying and of the loading warps of Hopper's `base` and `splitK`.
+
+    (0, 0) where an equal share of the 65536 is enough. Where accumulator and partial need more, a whole
+    warpgroup of loading warps gives some of theirs; to ask for more than it gave is to wait forever.
+    """
+    warpgroups = config.threads // 128 + 1  # an SM's quarter has registers for one warp of each
+    if _values(config, "sm_90a") + _OTHER_VALUES <= min(255, 512 // warpgroups):
+        return 0, 0
+    return {256: (232, 40), 384: (160, 32)}[config.threads]
+
+
+def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
+    """How many CTAs of Hopper's persistent `base` fit on an SM: that many for each SM share out the tiles."""
+    threads = config.threads + 32 * LOADING_WARPS
+    registers = 65536 // (threads * min(255, _values(config, "sm_90a") + _OTHER_VALUES))
+    return max(1, min(registers, HOPPER_SHARED_MEMORY // shared_memory_bytes(config, N, K, "sm_90a")))
+
+
+def partials(config: KernelConfig) -> int:
+    """How many partials a warpgroup of Hopper's `base` and `splitK` has: two where they are of use and fit.
+
+    Of use to warpgroups that do not take turns at the steps, and from 96 columns on: with fewer a step is
+    short, and its loads are what bounds it.
+    """
+    useful = step_groups(config) == 1 and config.block_N >= _COLUMNS_FOR_TWO_PARTIALS
+    return 2 if useful and 3 * _tile_values(config, "sm_90a") <= _most_values(config, "sm_90a") else 1
+
+
+def _tile_values(config: KernelConfig, arch: str) -> int:
+    """The accumulator, or a partial, in float32 values a multiplying thread."""
+    groups = step_groups(config) if arch == "sm_90a" else 1
+    return config.block_M * config.block_N * groups // config.threads
+
+
+def _values(config: KernelConfig, arch: str) -> int:
+    """Accumulator and partials, in float32 values a multiplying thread."""
+    two = arch == "sm_90a" and not config.is_swap_ab and partials(config) == 2
+    return (3 if two else 2) * _tile_values(config, arch)
+
+
+def _most_values(config: KernelConfig, arch: str) -> int:
+    wide = arch == "sm_90a" and not config.is_swap_ab and config.threads <= 256
+    return _MAX_WIDE_TILE_VALUES if wide else _MAX_TILE_VALUES

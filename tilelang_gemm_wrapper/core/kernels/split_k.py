@@ -6,18 +6,44 @@ For token counts that fill WGMMA's 64 rows while the tiles are still too few for
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, promotion, roles, scales
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
+from tilelang_gemm_wrapper.core.kernels.resources import (
+    K_STEP,
+    LOADING_WARPS,
+    partial_row,
+    partials,
+    pieces,
+    register_split,
+    scale_blocks,
+)
 
 
-def sm_90a(N: int, K: int, config: KernelConfig):
+@T.macro
+def multiply_share(warpgroup, warpgroups, partial_count, ring, parts, partial_shared, n_start, steps):
+    """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
+    share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
+    tokens, weights = ring.A.shape[2], ring.B.shape[2]
+    partials = promotion.alloc_partials(partial_count, tokens, weights)
+    accum = T.alloc_fragment((tokens, weights), F32)
+    scale = T.alloc_fragment((tokens,), F32)
+    scale_beyond = T.alloc_fragment((tokens,), F32)
+    promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, 0, share)
+    roles.sum_groups(accum, parts, share)
+    if share.group == 0:
+        for i, j in T.Parallel(tokens, weights):
+            partial_shared[share.piece * tokens + i, j] = accum[i, j]
+
+
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_tokens, tile_weights = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
+    warpgroups, row_pieces = threads // 128, pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
-    policy = hopper.warp_policy(config.block_M, threads)
+    early = min(stages, steps) if static_weights else 0
+    math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -28,37 +54,60 @@ def sm_90a(N: int, K: int, config: KernelConfig):
         B_scale: T.Tensor((-(-N // 128), groups), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with hopper.cluster_kernel(
+        with cluster.kernel(
             T.ceildiv(M, tile_tokens),
             T.ceildiv(N, tile_weights),
             split_k,
-            threads=threads + hopper.PRODUCER_THREADS,
+            threads=threads + 32 * LOADING_WARPS,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(hopper.CLUSTER_SUM_SOURCE)
-            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
-            partial = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            accum = T.alloc_fragment((tile_tokens, tile_weights), F32)
-            scale = T.alloc_fragment((tile_tokens,), F32)
-            full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
+            T.import_source(cluster.READ_SOURCE)
+            A_shared = T.alloc_shared((stages, row_pieces, tile_tokens // row_pieces, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, 1, tile_weights, K_STEP), FP8)
+            token_scales = T.alloc_shared((stages, tile_tokens), F32)
+            weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
+            parts = roles.alloc_group_parts(
+                tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
+            )
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
+            # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
+            thread, warp = T.get_thread_binding(), roles.uniform_warp()
+            if static_weights:
+                T.pdl_trigger()
 
-            if T.get_thread_binding() >= threads:
-                hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads, True
-                )
+            if warp >= threads // 32:
+                T.assume(thread >= threads)
+                if math_registers:
+                    T.dec_max_nreg(loading_registers)
+                if warp == threads // 32:
+                    T.assume(thread < threads + 32)
+                    if early > 0:
+                        roles.load_early(B, ring, n_start, first_step, early, True)
+                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
+                else:
+                    T.assume(thread >= threads + 32)
+                    scales.feed_scales(
+                        A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, 0,
+                        early, threads + 32, False,
+                    )  # fmt: skip
             else:
-                hopper.accumulate_rows(
-                    A_scale, B_scale, A_shared, B_shared, scale, partial, accum, full, empty,
-                    M, m_start, n_start, first_step, steps, policy,
-                )  # fmt: skip
-                for i, j in T.Parallel(tile_tokens, tile_weights):
-                    partial_shared[i, j] = accum[i, j]
-            hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+                T.assume(thread < threads)
+                if math_registers:
+                    T.inc_max_nreg(math_registers)
+                if early > 0:
+                    T.pdl_sync()
+                roles.by_warpgroup(
+                    warpgroups,
+                    multiply_share,
+                    (warpgroups, partials(config), ring, parts, partial_shared, n_start, steps),
+                )
+                cluster.reduce_store(
+                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
+                )
 
     return split_k_base
 

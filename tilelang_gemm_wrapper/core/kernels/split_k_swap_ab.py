@@ -8,18 +8,18 @@ launch, and the order of additions is fixed.
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles, swapped
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, PARTIAL_PAD
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
 
 
-def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: one cluster of `split_k` CTAs a tile."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages, split_k = config.threads, max(1, config.num_stages), config.split_k
+    row_pieces = pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
-    policy = hopper.warp_policy(config.block_M, threads)
     early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
 
@@ -31,40 +31,37 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
         B_scale: T.Tensor((-(-N // 128), groups), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with hopper.cluster_kernel(
+        with cluster.kernel(
             T.ceildiv(M, tile_tokens),
             T.ceildiv(N, tile_weights),
             split_k,
-            threads=threads + hopper.PRODUCER_THREADS,
+            threads=threads + 32,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(hopper.CLUSTER_SUM_SOURCE)
-            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
-            scale_shared = T.alloc_shared((steps, tile_tokens), F32)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
-            partial = T.alloc_fragment((tile_weights, tile_tokens), F32)
-            accum = T.alloc_fragment((tile_weights, tile_tokens), F32)
-            full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
-            m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
-            if early > 0:
+            T.import_source(cluster.READ_SOURCE)
+            A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
+            weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
+            scale_strip = T.alloc_shared((steps, tile_tokens), F32)
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
+            parts = roles.alloc_group_parts(
+                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
+            )
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty)
+            m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
+            first_step = split * steps
+            if static_weights:
                 T.pdl_trigger()
-
-            if T.get_thread_binding() >= threads:
-                hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, first_step, steps, threads,
-                    True, early,
-                )  # fmt: skip
-            else:
-                hopper.accumulate_columns(
-                    A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-                    M, m_start, n_start, first_step, threads, policy, early,
-                )  # fmt: skip
-                for i, j in T.Parallel(tile_weights, tile_tokens):
-                    partial_shared[j, i] = accum[i, j]
-            hopper.cluster_reduce_store(partial_shared, C, M, N, m_start, n_start, split_k, threads)
+            swapped.swapped_tile(
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
+                m_start, n_start, first_step, threads, early,
+            )  # fmt: skip
+            if roles.uniform_warp() < threads // 32:
+                cluster.reduce_store(
+                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
+                )
 
     return split_k_swap_ab
 
@@ -90,7 +87,7 @@ def sm_89(N: int, K: int, config: KernelConfig):
         ) as (m_tile, n_tile, split):
             A_shared = T.alloc_shared((tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((tile_weights, K_STEP), FP8)
-            partial_shared = T.alloc_shared((tile_tokens, tile_weights + PARTIAL_PAD), F32)
+            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
             partial = T.alloc_fragment((tile_weights, tile_tokens), F32)
             accum = T.alloc_fragment((tile_weights, tile_tokens), F32)
             scale = T.alloc_fragment((tile_tokens,), F32)

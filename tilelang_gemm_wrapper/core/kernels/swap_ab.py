@@ -7,17 +7,17 @@ token tile can be 8, 16, 32, 64 or 128 wide. `block_M` runs along N (weights), `
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, hopper
+from tilelang_gemm_wrapper.core.kernels import ada, roles, swapped
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
-from tilelang_gemm_wrapper.core.kernels.resources import K_STEP
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, pieces
 
 
-def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
+def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     """Hopper kernel: scales staged in shared memory, tile transposed through shared memory, TMA store."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
+    row_pieces = pieces(config)
     steps = K // K_STEP
-    policy = hopper.warp_policy(config.block_M, threads)
     early = min(stages, steps) if static_weights else 0
     M, token_stride, group_stride = run_time_sizes()
 
@@ -29,35 +29,31 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool = False):
         B_scale: T.Tensor((-(-N // 128), steps), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with T.Kernel(
-            T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=threads + hopper.PRODUCER_THREADS
-        ) as (m_tile, n_tile):
-            A_shared = T.alloc_shared((stages, tile_tokens, K_STEP), FP8)
-            B_shared = T.alloc_shared((stages, tile_weights, K_STEP), FP8)
-            scale_shared = T.alloc_shared((steps, tile_tokens), F32)
+        with T.Kernel(T.ceildiv(M, tile_tokens), T.ceildiv(N, tile_weights), threads=threads + 32) as (
+            m_tile,
+            n_tile,
+        ):
+            A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
+            B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
+            weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
+            scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
-            partial = T.alloc_fragment((tile_weights, tile_tokens), F32)
-            accum = T.alloc_fragment((tile_weights, tile_tokens), F32)
-            full = T.alloc_barrier([1] * stages)
-            empty = T.alloc_barrier([threads // 32] * stages)
-            hopper.swizzled(A_shared, B_shared)
+            parts = roles.alloc_group_parts(
+                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
+            )
+            full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
+            roles.swizzled(A_shared, B_shared)
+            ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             if early > 0:
                 T.pdl_trigger()
-
-            if T.get_thread_binding() >= threads:
-                hopper.fill_ring(
-                    A, B, A_shared, B_shared, full, empty, m_start, n_start, 0, steps, threads, True, early
-                )
-            else:
-                hopper.accumulate_columns(
-                    A_scale, B_scale, A_shared, B_shared, scale_shared, partial, accum, full, empty,
-                    M, m_start, n_start, 0, threads, policy, early,
-                )  # fmt: skip
-                for i, j in T.Parallel(tile_weights, tile_tokens):
-                    C_shared[j, i] = accum[i, j]
-                T.sync_threads(1, threads)
-                T.copy(C_shared, C[m_start, n_start])
+            swapped.swapped_tile(
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
+                n_start, 0, threads, early,
+            )  # fmt: skip
+            T.fence_proxy_async()
+            T.sync_threads()
+            T.copy(C_shared, C[m_start, n_start])
 
     return swap_ab
 

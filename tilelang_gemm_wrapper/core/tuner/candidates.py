@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.shape_times import ShapeTimes, tile_of
 
@@ -85,7 +85,12 @@ def _varied(predicted: Mapping[KernelConfig, float]) -> list[KernelConfig]:
 
 
 def _are_neighbours(one: KernelConfig, other: KernelConfig) -> bool:
-    """Whether they differ in one thing: a side of the tile, which operand comes first, the threads, the
-    ring, or the split of K."""
-    roles = ("tile_tokens", "tile_weights", "is_swap_ab", "threads", "num_stages", "split_k")
-    return sum(getattr(one, name) != getattr(other, name) for name in roles) == 1
+    """Whether they differ in one thing: a side of the tile, which operand comes first, the pipeline, or the
+    split of K."""
+    return sum(a != b for a, b in zip(_traits(one), _traits(other), strict=True)) == 1
+
+
+def _traits(config: KernelConfig) -> tuple[object, ...]:
+    # Which rings are possible depends on the threads, so these two change together.
+    pipeline = config.threads, config.num_stages
+    return config.tile_tokens, config.tile_weights, config.is_swap_ab, pipeline, config.split_k

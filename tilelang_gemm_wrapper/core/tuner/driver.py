@@ -17,6 +17,7 @@ from typing import Literal
 
 from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob, WarmupJob
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.candidates import first_candidates, more_candidates
 from tilelang_gemm_wrapper.core.tuner.cluster import (
@@ -29,7 +30,6 @@ from tilelang_gemm_wrapper.core.tuner.cluster import (
     Recorded,
     ShapeFailed,
 )
-from tilelang_gemm_wrapper.core.tuner.cost_model import CostModel
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.journal import Journal, environment_key
 from tilelang_gemm_wrapper.core.tuner.records import Failure, Record, Timing

@@ -1,9 +1,9 @@
-"""How long a config will take: a rough model whose only use is to say which configs to try first.
+"""How long a config will take: a rough model that says which configs to try first, or to take untried.
 
 Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
 promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least
-squares on the relative error. `PRIOR` is only where a first run starts, fitted on H200 timings that are not
-kept; every shape that a run finishes refits them for the next.
+squares on the relative error. `PRIOR` was fitted on a tuning run of 11 shapes on an H200, whose journal is
+kept (benchmarks/results/NVIDIA_H200/trials); every shape that a run finishes refits them for the next.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
-from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes
+from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, step_groups
 
-PRIOR = (1.25, 0.47, 0.049, 0.69, 0.045, 0.051, 0.063, 1.27, 1.33, 0.39)
+PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.2, 1.27)
 _REGISTERS = 65536
 _THREADS = 2048
 _UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
@@ -56,34 +56,48 @@ class CostModel:
         tokens, weights = config.tile_tokens, config.tile_weights
         steps = K // SCALE_BLOCK // config.split_k
         ctas = -(-M // tokens) * -(-N // weights) * config.split_k
-        threads = config.threads + (32 if device.is_hopper else 0)
-        values = 2 * config.block_M * config.block_N // config.threads  # accumulator and partial, a thread
+        # On Hopper groups of warpgroups may take turns at the K steps, and more warps load than multiply.
+        groups = step_groups(config) if device.is_hopper else 1
+        threads = config.threads + (128 if device.is_hopper else 0)
+        values = 2 * config.block_M * config.block_N * groups // config.threads  # accumulator and partial
         resident = min(
             device.shared_memory_per_block // shared_memory_bytes(config, N, K, device.arch),
             _REGISTERS // (min(values + 60, 255) * threads),
             _THREADS // threads,
         )
         resident = max(resident, 1)
-        per_sm = -(-ctas // device.sm_count)  # CTAs that the busiest SM runs, one after another or together
-        waves = -(-ctas // (device.sm_count * resident))
+        clusters = ctas // config.split_k if device.is_hopper else ctas
+        at_once = _clusters_at_once(config.split_k, device) if device.is_hopper else device.sm_count
+        per_sm = -(-clusters // at_once)  # CTAs that the busiest SM runs, one after another or together
+        waves = -(-clusters // (at_once * resident))
         step_bytes = (tokens + weights) * SCALE_BLOCK
         in_flight = min(max(1, config.num_stages), steps) * min(resident, per_sm) * step_bytes
         dram = (N * K + M * K + 2 * M * N) / (device.dram_bytes_per_s or _UNKNOWN_DRAM) * 1e6
         split = config.is_split_k
+        turns = steps / groups
         return np.array(
             (
                 1.0,
                 dram,
-                waves * steps,
+                waves * turns,
                 per_sm * steps * step_bytes / 1e5,
-                per_sm * steps * values * config.threads / 1e4,
-                waves * steps * values / 100,
+                per_sm * turns * values * config.threads / 1e4,
+                waves * turns * values / 100,
                 per_sm * steps * step_bytes / in_flight,
                 waves,
                 per_sm * tokens * weights / 1e4 if split else 0.0,
                 waves if split else 0.0,
             )
         )
+
+
+def _clusters_at_once(ctas: int, device: Device) -> int:
+    """How many clusters of this many CTAs run side by side with one CTA on an SM.
+
+    A cluster lies within a GPC, and GPCs hold different numbers of SMs: with more than two CTAs in a cluster
+    about an eighth of the SMs stays idle (fits all timings of 2 to 8 CTAs on an H200).
+    """
+    return device.sm_count // ctas if ctas <= 2 else device.sm_count * 7 // 8 // ctas
 
 
 def _non_negative_fit(terms: np.ndarray, times: np.ndarray, prior: np.ndarray) -> np.ndarray:

@@ -1,0 +1,48 @@
+"""benchmarks/update_readme.py: the README's table with and without timings of static weights."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, OURS_STATIC
+from tilelang_gemm_wrapper.core.results import Row, read_rows
+
+SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks/update_readme.py"))
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    timed = read_rows(SCRIPT["RESULTS"], Row)
+    return [row for row in timed if row.provider != OURS_STATIC]
+
+
+def table(rows: list[Row]) -> list[list[str]]:
+    lines = SCRIPT["block"](rows, "results.md").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_without_static_weights_no_word_of_them(rows: list[Row]) -> None:
+    assert "static" not in SCRIPT["block"](rows, "results.md").lower()
+    assert {len(line) for line in table(rows)} == {7}
+
+
+def test_static_weights_get_columns_of_their_own(rows: list[Row]) -> None:
+    """5 % faster than the default in every cell, but for a fallback at M = 128."""
+    faster = [
+        replace(row, provider=OURS_STATIC, p50_us=row.p50_us / 1.05)
+        for row in rows
+        if row.provider == OURS_COLUMN_MAJOR and row.p50_us and row.M != 128
+    ]
+    heading, _, *lines = table([*rows, *faster])
+    assert heading[-2:] == ["× DeepGEMM, static weights", "% of ideal, static weights"]
+    assert len(lines) == len(SCRIPT["TOKENS"])
+    for line in lines:
+        if line[0] == "128":
+            assert line[-2:] == ["–", "–"]
+        else:
+            assert float(line[-2]) == pytest.approx(1.05 * float(line[-4]), abs=0.011)
+            assert int(line[-1]) == pytest.approx(1.05 * int(line[-3]), abs=1.1)
