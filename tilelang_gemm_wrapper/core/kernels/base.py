@@ -125,6 +125,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             T.min(T.ceildiv(M, config.block_M) * -(-N // config.block_N), ctas),
             threads=threads + 32 * LOADING_WARPS,
         ) as cta:
+            T.import_source(scales.READ_SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, config.block_M), F32)

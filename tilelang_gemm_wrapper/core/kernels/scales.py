@@ -16,6 +16,21 @@ LANES = 32 * (LOADING_WARPS - 1)
 LARGE_TILE = 128 * 96  # tokens x weights
 
 
+READ_SOURCE = """
+namespace tilelang_gemm {
+__device__ __forceinline__ int is_aligned(const float *first) {
+  return reinterpret_cast<unsigned long long>(first) % 16 == 0;
+}
+
+__device__ __forceinline__ void read_four(float *values, const float *row, int first) {
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
+               : "l"(row + first) : "memory");
+}
+}  // namespace tilelang_gemm
+"""
+
+
 def copy_scale(source, destination):
     """One float32, by cp.async: it takes no register, and nothing but its slot's barrier waits for it."""
     return T.ptx_cp_async(T.access_ptr(destination, "w"), T.access_ptr(source, "r"), 1)
@@ -48,39 +63,100 @@ def copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn
 
 
 @T.macro
-def store_slot(slot, k, use, A_scale, B_scale, ring, rows, tokens, weights, block, first_step, steps, lane):
-    """The scales of a K step, read one step ago, into a slot once it is free; the next step's are read."""
+def put_scales(slot, use, ring, now, weights, lane):
+    """The scales of a K step, from registers, into a slot once it is free."""
     tile_tokens = int(ring.A_scale.shape[1])
-    ahead = first_step + T.min(k + 1, steps - 1)
-    weights[0] = weights[1]
-    weights[1] = B_scale[block, ahead]
-    for i in T.unroll(-(-tile_tokens // LANES)):
-        tokens[0, i] = tokens[1, i]
-        tokens[1, i] = A_scale[rows[i], ahead]
     T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
     if lane < int(ring.B_scale.shape[1]):
         ring.B_scale[slot, lane] = weights[0]
     for i in T.unroll(-(-tile_tokens // LANES)):
         if i * LANES + lane < tile_tokens:
-            ring.A_scale[slot, i * LANES + lane] = tokens[0, i]
+            ring.A_scale[slot, i * LANES + lane] = now[i]
     T.barrier_arrive(ring.full[slot])
 
 
 @T.macro
-def store_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane):
-    """The scales of every K step of one tile, through registers."""
+def store_slot(slot, k, use, A_scale, B_scale, ring, rows, now, next_ones, weights, block, steps, lane):
+    """The scales of a K step, read one step ago, into its slot; the next step's are read."""
+    ahead = T.min(k + 1, steps - 1)
+    weights[0] = weights[1]
+    weights[1] = B_scale[block, ahead]
+    for i in T.unroll(now.shape[0]):
+        now[i] = next_ones[i]
+        next_ones[i] = A_scale[rows[i], ahead]
+    put_scales(slot, use, ring, now, weights, lane)
+
+
+@T.macro
+def store_one_by_one(steps, turn, operands, more):
+    A_scale, _, ring, rows, now = operands
+    next_ones = T.alloc_local((int(now.shape[0]),), F32)
+    for i in T.unroll(now.shape[0]):
+        next_ones[i] = A_scale[rows[i], 0]
+    each_step(ring, steps, turn, ALL, store_slot, (*operands, next_ones, *more))
+
+
+def lies_in_fours(A_scale):
+    """Whether a token's scales can be read four at a time."""
+    token_stride, group_stride = A_scale.strides
+    aligned = T.call_extern("int32", "tilelang_gemm::is_aligned", T.address_of(A_scale[0, 0]))
+    return T.And(T.And(group_stride == 1, token_stride % 4 == 0), aligned != 0)
+
+
+@T.macro
+def read_quads(A_scale, rows, quads, k):
+    for i in T.unroll(rows.shape[0]):
+        T.call_extern(
+            "handle",
+            "tilelang_gemm::read_four",
+            T.address_of(quads[i, 0]),
+            T.address_of(A_scale[rows[i], 0]),
+            k,
+        )
+
+
+@T.macro
+def store_slot_of_quads(slot, k, use, A_scale, B_scale, ring, rows, now, quads, weights, block, steps, lane):
+    """As `store_slot`, where four K steps of a token lie side by side and are read at once."""
+    weights[0] = weights[1]
+    weights[1] = B_scale[block, T.min(k + 1, steps - 1)]
+    for i in T.unroll(now.shape[0]):
+        now[i] = T.if_then_else(
+            k % 4 < 2,
+            T.if_then_else(k % 4 == 0, quads[i, 0], quads[i, 1]),
+            T.if_then_else(k % 4 == 2, quads[i, 2], quads[i, 3]),
+        )
+    if k % 4 == 3 and k + 1 < steps:
+        read_quads(A_scale, rows, quads, k + 1)
+    put_scales(slot, use, ring, now, weights, lane)
+
+
+@T.macro
+def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, lane):
+    """The scales of every K step of one tile, through registers.
+
+    A warp that reads row-major scales step by step meets few banks of L1, whose data are where shared memory
+    is too: at K = 4096 one, 32 cycles in which no WGMMA reads. So they are read in fours where they lie so.
+    """
     rows_per_lane = -(-int(ring.A_scale.shape[1]) // LANES)
     rows = T.alloc_local((rows_per_lane,), "int32")
-    tokens = T.alloc_local((2, rows_per_lane), F32)
+    now = T.alloc_local((rows_per_lane,), F32)
     weights = T.alloc_local((2,), F32)
-    weights[1] = B_scale[block, first_step]
+    weights[1] = B_scale[block, 0]
     if early > 0:
         T.pdl_sync()
     for i in T.unroll(rows_per_lane):
         rows[i] = T.min(m_start + i * LANES + lane, M - 1)
-        tokens[1, i] = A_scale[rows[i], first_step]
-    operands = (A_scale, B_scale, ring, rows, tokens, weights, block, first_step, steps, lane)
-    each_step(ring, steps, turn, ALL, store_slot, operands)
+    operands = (A_scale, B_scale, ring, rows, now)
+    more = (weights, block, steps, lane)
+    if steps % 4:
+        store_one_by_one(steps, turn, operands, more)
+    elif lies_in_fours(A_scale):
+        quads = T.alloc_local((rows_per_lane, 4), F32)
+        read_quads(A_scale, rows, quads, 0)
+        each_step(ring, steps, turn, ALL, store_slot_of_quads, (*operands, quads, *more))
+    else:
+        store_one_by_one(steps, turn, operands, more)
 
 
 @T.macro
@@ -97,8 +173,7 @@ def feed_scales(
     lane = T.get_thread_binding() - first_thread
     last_block = int(ring.B_scale.shape[1]) - 1
     block = T.min(n_start // 128 + T.min(lane, last_block), B_scale.shape[0] - 1)
-    operands = (A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane)
     if through_registers:
-        store_tile(*operands)
+        store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, lane)
     else:
-        copy_tile(*operands)
+        copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane)
