@@ -17,7 +17,8 @@ What the loop costs besides its WGMMAs decides the speed (measured in docs/hoppe
 - The ring starts at slot 0 with every tile and the loop over its slots is unrolled, so that slots are
   constants, and the wait for the next slot is issued among the additions of this one.
 
-The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels.
+What the kinds make of these blocks is in scales.py and promotion.py (base and splitK) and swapped.py (the
+swapAB kinds). The layout of the roles follows DeepGEMM's sm90 1D2D kernel and TileOPs' FP8 kernels.
 """
 
 from typing import Any, NamedTuple
