@@ -46,23 +46,25 @@ def block(rows: list[Row], source: str) -> str:
         "|---" * (len(shapes) + 3 + 2 * static) + "|",
     ]
     for M in TOKENS:
-        texts, speedups, shares = [], [], []
-        for N, K in shapes:
-            ours, peer = cells[M, N, K][OURS_COLUMN_MAJOR], cells[M, N, K]["deep_gemm"]
+        of_shapes = [cells[M, N, K] for N, K in shapes]
+        texts = []
+        for cell in of_shapes:
+            ours, peer = cell[OURS_COLUMN_MAJOR], cell["deep_gemm"]
             assert ours.p50_us and peer.p50_us and ours.ideal_us
-            speedups.append(peer.p50_us / ours.p50_us)
-            shares.append(100 * ours.ideal_us / ours.p50_us)
-            texts.append(f"{ours.p50_us:.1f} ({speedups[-1]:.2f})")
-        line = f"| {M} | {' | '.join(texts)} | {geomean(speedups):.2f} | {geomean(shares):.0f} |"
-        lines.append(line + static * _static_weights([cells[M, N, K] for N, K in shapes]))
+            texts.append(f"{ours.p50_us:.1f} ({peer.p50_us / ours.p50_us:.2f})")
+        lines.append(
+            f"| {M} | {' | '.join(texts)} |"
+            + _means(of_shapes, OURS_COLUMN_MAJOR)
+            + static * _means(of_shapes, OURS_STATIC)
+        )
     return "\n".join(lines) + "\n"
 
 
-def _static_weights(cells: list[dict[str, Row]]) -> str:
-    """Two more columns of a row; nothing where the table names another kernel than ours for a shape."""
+def _means(cells: list[dict[str, Row]], provider: str) -> str:
+    """Two columns of a row; nothing where a shape lacks the provider: the table names no kernel of ours."""
     speedups, shares = [], []
     for cell in cells:
-        ours, peer = cell.get(OURS_STATIC), cell["deep_gemm"]
+        ours, peer = cell.get(provider), cell["deep_gemm"]
         if ours is None or not (ours.p50_us and ours.ideal_us and peer.p50_us):
             return " – | – |"
         speedups.append(peer.p50_us / ours.p50_us)

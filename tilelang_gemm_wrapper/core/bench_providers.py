@@ -109,42 +109,42 @@ def _tilelang_gemm_column_major(case: Case) -> Call:
 def static_weights_job(M: int, N: int, K: int) -> CompileJob | None:
     """What TILELANG_GEMM_STATIC_WEIGHTS=1 compiles for a call; None for a fallback, and off Hopper."""
     gemm = gemm_for(N, K, torch.cuda.current_device())
-    config, device = gemm.choices[gemm.table.index(M)].config, gemm.table.device
-    if config is None or not device.is_hopper:
-        return None
-    return replace(CompileJob.on(N, K, config, device), static_weights=True)
-
-
-def _tilelang_gemm_static_weights(case: Case) -> Call:
-    """The kernel that the table names, as TILELANG_GEMM_STATIC_WEIGHTS=1 has it; fallbacks are not ours."""
-    job = static_weights_job(case.M, case.matrix.N, case.matrix.K)
-    if job is None:
-        raise Refused("no kernel of this package that reads weights early is chosen here")
-    launch = tilelang_launch(job, torch.cuda.current_device())
-    return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
+    return _early_job(N, K, gemm.choices[gemm.table.index(M)].config, gemm.table.device)
 
 
 def untuned_job(M: int, N: int, K: int) -> CompileJob | None:
     """As `static_weights_job`, of the default choice, whatever file there is; None where there is none."""
     device = device_of(torch.cuda.current_device())
-    config = _default_choice(M, N, K, device)
+    entries = _default_entries(N, K, device)
+    config = next((config for most, config in entries if most >= M), entries[-1][1]) if entries else None
+    return _early_job(N, K, config, device)
+
+
+_default_entries = cache(default_entries)
+
+
+def _early_job(N: int, K: int, config: KernelConfig | None, device: Device) -> CompileJob | None:
     if config is None or not device.is_hopper:
         return None
     return replace(CompileJob.on(N, K, config, device), static_weights=True)
 
 
-@cache
-def _default_choice(M: int, N: int, K: int, device: Device) -> KernelConfig | None:
-    entries = default_entries(N, K, device)
-    return next((config for most, config in entries if most >= M), entries[-1][1]) if entries else None
+def _launching_early(case: Case, job: CompileJob | None, why_none: str) -> Call:
+    if job is None:
+        raise Refused(why_none)
+    launch = tilelang_launch(job, torch.cuda.current_device())
+    return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
+
+
+def _tilelang_gemm_static_weights(case: Case) -> Call:
+    """The kernel that the table names, as TILELANG_GEMM_STATIC_WEIGHTS=1 has it; fallbacks are not ours."""
+    job = static_weights_job(case.M, case.matrix.N, case.matrix.K)
+    return _launching_early(case, job, "no kernel of this package that reads weights early is chosen here")
 
 
 def _tilelang_gemm_untuned(case: Case) -> Call:
     job = untuned_job(case.M, case.matrix.N, case.matrix.K)
-    if job is None:
-        raise Refused("the default choice has no kernel here that reads weights early")
-    launch = tilelang_launch(job, torch.cuda.current_device())
-    return _launching(launch, case, convert_scale_layout(case.A_scale, "column_tma"))
+    return _launching_early(case, job, "the default choice has no kernel here that reads weights early")
 
 
 def _deep_gemm_on(case: Case, A_scale: torch.Tensor) -> Call:

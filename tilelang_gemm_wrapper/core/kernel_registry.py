@@ -118,7 +118,7 @@ def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
     for rows, variants in _HOPPER_ROWS.items():
         for threads, rings in variants:
             for stages in rings:
-                for weights in (*range(16, 129, 16), 144, 160, 192):
+                for weights in range(16, 193, 16):
                     yield _candidate(False, rows, weights, stages, threads, split)
 
 
