@@ -146,7 +146,7 @@ def register_split(config: KernelConfig) -> tuple[int, int]:
     warpgroups = config.threads // 128 + 1  # an SM's quarter has registers for one warp of each
     if _values(config, "sm_90a") + _OTHER_VALUES <= min(255, 512 // warpgroups):
         return 0, 0
-    return {256: (232, 48), 384: (160, 32)}[config.threads]
+    return {256: (224, 56), 384: (160, 32)}[config.threads]
 
 
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:
