@@ -90,21 +90,47 @@ def test_each_kind_has_a_builder(config, arch):
     assert [tuple(map(int, buffers[i].shape)) for i in (2, 3)] == [(1600, 512), (13, 4)]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [KernelConfig("swapAB", 64, 16, 128, 3, 128), KernelConfig("splitK_swapAB", 64, 16, 128, 3, 128, 2)],
-    ids=lambda config: config.kernel_type,
-)
-def test_static_weights_are_read_before_the_wait_and_all_else_after_it(config):
-    """On Hopper alone, and only where asked for: the default kernel neither starts early nor waits."""
+HOPPER_KINDS = [
+    KernelConfig("base", 128, 64, 128, 3, 256),
+    KernelConfig("swapAB", 64, 16, 128, 3, 128),
+    KernelConfig("splitK", 128, 64, 128, 3, 256, 2),
+    KernelConfig("splitK_swapAB", 64, 16, 128, 3, 128, 2),
+]
+
+
+def before_the_wait(script):
+    """What each role of a kernel does before it waits for the preceding one: nothing where it never does."""
+    roles = script.split("pdl_trigger", 1)[1].split("pdl_sync")[:-1]
+    return "".join(role[role.rfind("else:") + 1 :] for role in roles)
+
+
+@pytest.mark.parametrize("config", HOPPER_KINDS, ids=lambda config: config.kernel_type)
+def test_static_weights_are_loaded_before_the_wait_and_all_else_after_it(config):
     pytest.importorskip("tilelang")
-    early = kernel_registry.build(1600, 512, config, "sm_90a", static_weights=True).script()
-    default = kernel_registry.build(1600, 512, config, "sm_90a").script()
-    assert "pdl" not in default
-    assert "pdl" not in kernel_registry.build(1600, 512, config, "sm_89", static_weights=True).script()
-    producer, math = early.split("else:", 1)
-    before, after = producer.split("pdl_sync", 1)
-    assert "B_shared" in before.split("pdl_trigger", 1)[1]
-    assert "tma_copy(T.region(A[" not in before
-    assert "A_shared" in after
-    assert math.index("pdl_sync") < math.index("A_scale[")
+    script = kernel_registry.build(1600, 1024, config, "sm_90a", static_weights=True).script()
+    early = before_the_wait(script)
+    assert "tma_copy(T.region(B[" in early
+    assert "B_scale[" in early
+    for late in ("T.region(A[", "A_scale[", "C["):
+        assert late not in early
+        assert late in script
+
+
+@pytest.mark.parametrize("config", HOPPER_KINDS[:3], ids=lambda config: config.kernel_type)
+def test_other_weights_are_only_prefetched_before_the_wait(config):
+    pytest.importorskip("tilelang")
+    script = kernel_registry.build(1600, 1024, config, "sm_90a").script()
+    early = before_the_wait(script)
+    assert "PREFETCH_B" in early
+    assert "prefetch_line" in early
+    for late in ("tma_copy", "A_scale[", "= B_scale[", "access_ptr(B_scale[", "C["):
+        assert late not in early
+
+
+@pytest.mark.parametrize(
+    ("config", "arch", "static_weights"),
+    [(HOPPER_KINDS[3], "sm_90a", False), (KernelConfig("swapAB", 64, 16, 128, 3, 128), "sm_89", True)],
+)
+def test_no_early_start_where_nothing_goes_ahead(config, arch, static_weights):
+    pytest.importorskip("tilelang")
+    assert "pdl" not in kernel_registry.build(1600, 1024, config, arch, static_weights).script()

@@ -296,6 +296,6 @@ def test_a_kernel_that_refuses_leaves_the_explanation_to_the_full_check(served):
     def refuse(*_):
         raise RuntimeError("argument 1 is not to this kernel's taste")
 
-    gemm._kernels[0] = refuse
+    gemm.kernels[0] = refuse
     assert not wrapper.run_compiled(*first(served, 4))
     assert not wrapper.run_compiled("A", "A_scale", "B", "B_scale", "C")

@@ -143,7 +143,7 @@ def test_two_streams_and_two_graphs_at_once(kernel_type):
 @pytest.mark.parametrize("config", ALL_CONFIGS, ids=_id)
 def test_tokens_written_just_before_are_waited_for(config, static_weights, monkeypatch):
     """A kernel starts while the one before it still runs: it must not read the tokens that one writes, nor
-    write over a C that one reads."""
+    write over a C that one reads or is still to write."""
     monkeypatch.setenv(configurer.STATIC_WEIGHTS, static_weights)
     N, K = (2560, 7168) if valid(config, 2560, 7168) else (1600, 896)
     gemm = gemm_of(config, N, K)
@@ -158,12 +158,39 @@ def test_tokens_written_just_before_are_waited_for(config, static_weights, monke
         for i, result in enumerate(results):
             A.copy_(tokens[i % 4].A)
             A_scale.copy_(tokens[i % 4].A_scale)
+            gemm(200, first.A, first.A_scale, first.B, first.B_scale, C)
             gemm(200, A, A_scale, first.B, first.B_scale, C)
             result.copy_(C)
     graph.replay()
     torch.cuda.synchronize()
     for i, result in enumerate(results):
         assert torch.equal(result, expected[i % 4]), i
+
+
+@pytest.mark.parametrize("kernel_type", list(CONFIGS))
+def test_weights_written_just_before_are_read(kernel_type, monkeypatch):
+    """Without static weights nothing of B is taken from before the wait, though it is asked for there."""
+    monkeypatch.setenv(configurer.STATIC_WEIGHTS, "0")
+    N, K = 2560, 7168
+    config = next(config for config in CONFIGS[kernel_type] if valid(config, N, K))
+    gemm = gemm_of(config, N, K)
+    gemm.prepare(0)
+    workloads = [random_workload(20, N, K, "cuda", seed) for seed in range(2)]
+    tokens = workloads[0]
+    expected = [_launch(config, Workload(tokens.A, tokens.A_scale, w.B, w.B_scale)) for w in workloads]
+    B, B_scale, C = tokens.B.clone(), tokens.B_scale.clone(), tokens.empty_output()
+    results = [tokens.empty_output() for _ in range(20)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i, result in enumerate(results):
+            B.copy_(workloads[i % 2].B)
+            B_scale.copy_(workloads[i % 2].B_scale)
+            gemm(20, tokens.A, tokens.A_scale, B, B_scale, C)
+            result.copy_(C)
+    graph.replay()
+    torch.cuda.synchronize()
+    for i, result in enumerate(results):
+        assert torch.equal(result, expected[i % 2]), i
 
 
 @pytest.mark.parametrize(("M", "N", "K"), [(530_000, 4096, 128), (310_000, 512, 7168)], ids=["M*N", "M*K"])

@@ -24,15 +24,15 @@ Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 class Gemm:
     """All that calls with one (N, K) on one device share."""
 
-    __slots__ = ("_bounds", "_index", "_kernels", "_launches", "_lock", "choices", "table")
+    __slots__ = ("_index", "_launches", "_lock", "choices", "kernels", "table")
 
     def __init__(self, table: DispatchTable, index: int) -> None:
         self.table = table
         self.choices: list[Choice] = list(table.choices)
         self._index = index
-        self._bounds = table.bounds
         self._launches: list[Launch | None] = [None] * len(table.choices)
-        self._kernels: list[Launch | None] = [None] * len(table.choices)  # those of TileLang alone
+        # Those of them that are compiled TileLang kernels; the last once more, for M beyond the last bound.
+        self.kernels: list[Launch | None] = [None] * (len(table.choices) + 1)
         self._lock = threading.Lock()
 
     def __call__(self, M: int, A, A_scale, B, B_scale, C) -> None:
@@ -40,11 +40,6 @@ class Gemm:
         position = self.table.index(M)
         launch = self._launches[position] or self.prepare(position)
         launch(A, A_scale, B, B_scale, C)
-
-    def kernel(self, M: int) -> Launch | None:
-        """The TileLang kernel that serves M, if there is one and it is compiled."""
-        position = bisect_left(self._bounds, M)
-        return self._kernels[position if position < len(self._bounds) else -1]
 
     def prepare(self, position: int) -> Launch:
         """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture."""
@@ -58,7 +53,9 @@ class Gemm:
             if launch is None:
                 launch = self._launches[position] = self._load(position)
                 if self.choices[position].config is not None:
-                    self._kernels[position] = launch
+                    self.kernels[position] = launch
+                    if position == len(self._launches) - 1:
+                        self.kernels[-1] = launch
             return launch
 
     def reachable(self, m_max: int) -> Iterable[int]:
@@ -125,8 +122,9 @@ def run_compiled(A, A_scale, B, B_scale, C) -> bool:
     try:
         M, K = A.shape
         N = B.shape[0]
-        kernel = _gemms[N, K, A.get_device()].kernel(M)
-        if kernel is None or M == 0 or not lies_right(A, A_scale, B, B_scale, C, M, N, K):
+        gemm = _gemms[N, K, A.get_device()]
+        kernel = gemm.kernels[bisect_left(gemm.table.bounds, M)]
+        if kernel is None or not M or not lies_right(A, A_scale, B, B_scale, C, M, N, K):
             return False
         kernel(A, A_scale, B, B_scale, C)
     except Exception:  # a call that fails is made once more with every check, which says best what is wrong

@@ -3,7 +3,8 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, persistent, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels import ada, instructions, persistent, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start, wait
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
@@ -17,20 +18,19 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 
 
 @T.macro
-def load_tiles(A, B, ring, tiles, at, steps, early, first_thread):
+def load_tiles(A, B, ring, tiles, at, steps, ahead, first_thread):
     """Everything that the TMA warp does."""
-    if early > 0:
-        persistent.locate(at, tiles, 0)
-        roles.load_early(B, ring, at[1], 0, early, False)
+    persistent.locate(at, tiles, 0)
+    roles.load_ahead(B, ring, at[0], at[1], 0, ahead, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
         n_start = at[1]
-        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, early, first_thread, False)
+        roles.feed_tile(A, B, ring, m_start, n_start, 0, steps, turn, ahead, first_thread, False)
 
 
 @T.macro
-def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread):
+def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, ahead, first_thread):
     """Everything that the scale warps do."""
     large = tiles.tokens * tiles.weights >= scales.LARGE_TILE
     for turn in T.serial(tiles.turns):
@@ -38,7 +38,7 @@ def load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, first_thread
         m_start = at[0]
         n_start = at[1]
         scales.feed_scales(
-            A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, early, first_thread, large
+            A_scale, B_scale, ring, M, m_start, n_start, 0, steps, turn, ahead, first_thread, large
         )
 
 
@@ -70,7 +70,7 @@ def store(C_shared, C, m_start, n_start):
 
 
 @T.macro
-def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, early):
+def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, ahead):
     """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
     The TMA store of a tile is waited for only when the next tile is to be stored.
@@ -82,8 +82,7 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at,
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
     scale_beyond = T.alloc_fragment((rows,), F32)
-    if early > 0:
-        T.pdl_sync()
+    wait(ahead)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0] + share.piece * rows
@@ -108,7 +107,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
     warpgroups, row_pieces = config.threads // 128, pieces(config)
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
-    early = min(stages, steps) if static_weights else 0
+    ahead = Ahead.of(config, steps, static_weights)
     ctas = sm_count * ctas_per_sm(config, N, K)
     math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
@@ -125,7 +124,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             T.min(T.ceildiv(M, config.block_M) * -(-N // config.block_N), ctas),
             threads=threads + 32 * LOADING_WARPS,
         ) as cta:
-            T.import_source(scales.READ_SOURCE)
+            T.import_source(instructions.SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, config.block_M), F32)
@@ -140,8 +139,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             at = T.alloc_local((2,), "int32")
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
-            if static_weights:
-                T.pdl_trigger()
+            start(ahead)
 
             if warp >= threads // 32:
                 T.assume(thread >= threads)
@@ -149,10 +147,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                     T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
-                    load_tiles(A, B, ring, tiles, at, steps, early, threads)
+                    load_tiles(A, B, ring, tiles, at, steps, ahead, threads)
                 else:
                     T.assume(thread >= threads + 32)
-                    load_scales(A_scale, B_scale, ring, tiles, at, M, steps, early, threads + 32)
+                    load_scales(A_scale, B_scale, ring, tiles, at, M, steps, ahead, threads + 32)
             else:
                 T.assume(thread < threads)
                 if math_registers:
@@ -160,7 +158,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_tiles,
-                    (warpgroups, partials(config), ring, parts, tiles, at, C, steps, early),
+                    (warpgroups, partials(config), ring, parts, tiles, at, C, steps, ahead),
                 )
 
     return base

@@ -2,34 +2,8 @@
 
 import tilelang.language as T
 
+from tilelang_gemm_wrapper.core.kernels import instructions
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-
-# TileLang can push into a peer CTA's shared memory but has no read of it; reading lets each CTA of the
-# cluster sum its own share of the tile in rank order, with one buffer and no mailbox.
-READ_SOURCE = """
-namespace tilelang_gemm {
-// Where the CTA `rank` of the cluster has what this one has at `shared`.
-__device__ __forceinline__ unsigned peer_address(const float *shared, unsigned rank) {
-  unsigned address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(address)
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), "r"(rank)
-               : "memory");  // the barrier that follows holds back no store of the compiler's
-  return address;
-}
-
-__device__ __forceinline__ void read4(float *values, unsigned address) {
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
-               : "r"(address) : "memory");
-}
-
-// This thread has read all it wants of its peers. What it stores from here on, nobody waits for.
-__device__ __forceinline__ void done_reading() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-}  // namespace tilelang_gemm
-"""
 
 READS_AT_A_TIME = 16  # of four floats each, that a thread has under way before it adds
 
@@ -47,10 +21,8 @@ def sum_rows(parts, peers, row, below, stride, row_floats, end):
     for b in T.unroll(batch):
         if row + below + b * stride < end[0]:
             for rank in T.unroll(split_k):
-                T.call_extern(
-                    "handle",
-                    "tilelang_gemm::read4",
-                    T.address_of(parts[b, rank, 0]),
+                instructions.read_peer(
+                    parts[b, rank, 0],
                     peers[rank] + T.cast((below + b * stride) * row_floats * 4, "uint32"),
                 )
     for b in T.unroll(batch):
@@ -100,14 +72,12 @@ def reduce_store(partial_shared, tile_weights, C, M, N, m_start, n_start, split_
         0,
     )
     for rank in T.unroll(split_k):
-        peers[rank] = T.call_extern(
-            "uint32", "tilelang_gemm::peer_address", T.address_of(partial_shared[row, column]), rank
-        )
+        peers[rank] = instructions.peer_address(partial_shared[row, column], rank)
     T.cluster_sync()
     for step in T.serial(last_batch):
         sum_rows(parts, peers, row, step * batch * stride, stride, row_floats, end)
         store_rows(parts, C, m_start, n_start + column, row, step * batch * stride, stride, end)
     sum_rows(parts, peers, row, last_batch * batch * stride, stride, row_floats, end)
-    T.call_extern("handle", "tilelang_gemm::done_reading")
+    instructions.done_reading()
     store_rows(parts, C, m_start, n_start + column, row, last_batch * batch * stride, stride, end)
     T.cluster_wait()

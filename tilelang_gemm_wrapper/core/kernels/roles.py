@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_weights, wait
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP
 
@@ -121,15 +122,14 @@ def load_step(operand, pieces, full, slot, start, k, last_use):
 
 
 @T.macro
-def load_early(B, ring, n_start, first_step, early, last_use):
-    """Weights that were there before the stream's preceding kernel need not wait for it, all else does.
-
-    With programmatic dependent launch a kernel starts while its predecessor still runs. What that one writes
-    may be read only after `pdl_sync`: the tokens, their scales, and the memory that C overwrites.
-    """
-    for k in T.serial(early):
-        load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
-    T.pdl_sync()
+def load_ahead(B, ring, m_start, n_start, first_step, ahead, last_use):
+    """The TMA warp: the weights that need not wait for the stream's preceding kernel, and the wait."""
+    if ahead.loaded > 0:
+        for k in T.serial(ahead.loaded):
+            load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
+    if ahead.prefetched > 0:
+        prefetch_weights(ring, m_start, n_start, first_step, ahead)
+    wait(ahead)
 
 
 @T.macro
@@ -147,10 +147,10 @@ def each_step(ring, steps, turn, share, work, operands):
 
 
 @T.macro
-def feed_slot(slot, k, use, A, B, ring, m_start, n_start, first_step, early, first_thread, last_use):
+def feed_slot(slot, k, use, A, B, ring, m_start, n_start, first_step, ahead, first_thread, last_use):
     """The TMA warp: both operands of a K step into a slot once it is free."""
     T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-    if early == 0 or use > 0:
+    if ahead.loaded == 0 or use > 0:
         load_step(B, ring.B, ring.full, slot, n_start, first_step + k, last_use)
     load_step(A, ring.A, ring.full, slot, m_start, first_step + k, False)
     if T.get_thread_binding() == first_thread:
@@ -158,9 +158,9 @@ def feed_slot(slot, k, use, A, B, ring, m_start, n_start, first_step, early, fir
 
 
 @T.macro
-def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, early, first_thread, last_use):
-    """The TMA warp: every K step of one tile. `early`: a slot's first weights are on their way already."""
-    operands = (A, B, ring, m_start, n_start, first_step, early, first_thread, last_use)
+def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, ahead, first_thread, last_use):
+    """The TMA warp: every K step of one tile, but for the weights that `load_ahead` loaded."""
+    operands = (A, B, ring, m_start, n_start, first_step, ahead, first_thread, last_use)
     each_step(ring, steps, turn, ALL, feed_slot, operands)
 
 

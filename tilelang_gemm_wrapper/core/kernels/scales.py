@@ -8,6 +8,8 @@ in its place (docs/hopper-speed.md).
 
 import tilelang.language as T
 
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales, wait
+from tilelang_gemm_wrapper.core.kernels.instructions import is_aligned, read_four
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import LOADING_WARPS
 from tilelang_gemm_wrapper.core.kernels.roles import ALL, each_step
@@ -16,32 +18,17 @@ LANES = 32 * (LOADING_WARPS - 1)
 LARGE_TILE = 128 * 96  # tokens x weights
 
 
-READ_SOURCE = """
-namespace tilelang_gemm {
-__device__ __forceinline__ int is_aligned(const float *first) {
-  return reinterpret_cast<unsigned long long>(first) % 16 == 0;
-}
-
-__device__ __forceinline__ void read_four(float *values, const float *row, int first) {
-  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
-               : "l"(row + first) : "memory");
-}
-}  // namespace tilelang_gemm
-"""
-
-
 def copy_scale(source, destination):
     """One float32, by cp.async: it takes no register, and nothing but its slot's barrier waits for it."""
     return T.ptx_cp_async(T.access_ptr(destination, "w"), T.access_ptr(source, "r"), 1)
 
 
 @T.macro
-def copy_slot(slot, k, use, A_scale, B_scale, ring, M, m_start, block, first_step, early, lane):
+def copy_slot(slot, k, use, A_scale, B_scale, ring, M, m_start, block, first_step, ahead, lane):
     """The scales of a K step into a slot once it is free."""
     tile_tokens = int(ring.A_scale.shape[1])
     T.barrier_wait(ring.empty[slot], (use & 1) ^ 1)
-    if lane < int(ring.B_scale.shape[1]) and (early == 0 or use > 0):
+    if lane < int(ring.B_scale.shape[1]) and (ahead.loaded == 0 or use > 0):
         copy_scale(B_scale[block, first_step + k], ring.B_scale[slot, lane])
     for i in T.unroll(-(-tile_tokens // LANES)):
         token = i * LANES + lane
@@ -51,14 +38,13 @@ def copy_slot(slot, k, use, A_scale, B_scale, ring, M, m_start, block, first_ste
 
 
 @T.macro
-def copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane):
+def copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, ahead, lane):
     """The scales of every K step of one tile, by cp.async."""
-    if early > 0:
-        if turn == 0 and lane < int(ring.B_scale.shape[1]):
-            for k in T.serial(early):
-                copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
-        T.pdl_sync()
-    operands = (A_scale, B_scale, ring, M, m_start, block, first_step, early, lane)
+    if ahead.loaded > 0 and turn == 0 and lane < int(ring.B_scale.shape[1]):
+        for k in T.serial(ahead.loaded):
+            copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
+    wait(ahead)
+    operands = (A_scale, B_scale, ring, M, m_start, block, first_step, ahead, lane)
     each_step(ring, steps, turn, ALL, copy_slot, operands)
 
 
@@ -99,20 +85,13 @@ def store_one_by_one(steps, turn, operands, more):
 def lies_in_fours(A_scale):
     """Whether a token's scales can be read four at a time."""
     token_stride, group_stride = A_scale.strides
-    aligned = T.call_extern("int32", "tilelang_gemm::is_aligned", T.address_of(A_scale[0, 0]))
-    return T.And(T.And(group_stride == 1, token_stride % 4 == 0), aligned != 0)
+    return T.And(T.And(group_stride == 1, token_stride % 4 == 0), is_aligned(A_scale[0, 0]))
 
 
 @T.macro
 def read_quads(A_scale, rows, quads, k):
     for i in T.unroll(rows.shape[0]):
-        T.call_extern(
-            "handle",
-            "tilelang_gemm::read_four",
-            T.address_of(quads[i, 0]),
-            T.address_of(A_scale[rows[i], 0]),
-            k,
-        )
+        read_four(quads[i, 0], A_scale[rows[i], 0], k)
 
 
 @T.macro
@@ -132,7 +111,7 @@ def store_slot_of_quads(slot, k, use, A_scale, B_scale, ring, rows, now, quads, 
 
 
 @T.macro
-def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, lane):
+def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, lane):
     """The scales of every K step of one tile, through registers.
 
     A warp that reads row-major scales step by step meets few banks of L1, whose data are where shared memory
@@ -142,9 +121,11 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, la
     rows = T.alloc_local((rows_per_lane,), "int32")
     now = T.alloc_local((rows_per_lane,), F32)
     weights = T.alloc_local((2,), F32)
+    if ahead.loaded == 0:
+        wait(ahead)
     weights[1] = B_scale[block, 0]
-    if early > 0:
-        T.pdl_sync()
+    if ahead.loaded > 0:
+        wait(ahead)
     for i in T.unroll(rows_per_lane):
         rows[i] = T.min(m_start + i * LANES + lane, M - 1)
     operands = (A_scale, B_scale, ring, rows, now)
@@ -161,19 +142,21 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, la
 
 @T.macro
 def feed_scales(
-    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, early, first_thread,
+    A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, turn, ahead, first_thread,
     through_registers,
 ):  # fmt: skip
     """The scale warps: the scales of every K step of one tile.
 
-    A tile of weights lies in one block of B_scale or across two. The first of B_scale, which come from DRAM,
-    are read before the wait for the stream's preceding kernel where the weights are (`early`). Rows past M
-    read the last row's scale; what they scale is never stored.
+    A tile of weights lies in one block of B_scale or across two. Those of B_scale, which come from DRAM, go
+    ahead of the wait for the stream's preceding kernel as the weights do. Rows past M read the last row's
+    scale; what they scale is never stored.
     """
     lane = T.get_thread_binding() - first_thread
     last_block = int(ring.B_scale.shape[1]) - 1
     block = T.min(n_start // 128 + T.min(lane, last_block), B_scale.shape[0] - 1)
+    if ahead.loaded == 0 and turn == 0 and m_start == 0:
+        prefetch_scales(B_scale, n_start // 128, last_block + 1, first_step, steps, lane)
     if through_registers:
-        store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, early, lane)
+        store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, lane)
     else:
-        copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, early, lane)
+        copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn, ahead, lane)

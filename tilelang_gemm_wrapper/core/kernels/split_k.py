@@ -6,7 +6,8 @@ For token counts that fill WGMMA's 64 rows while the tiles are still too few for
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start, wait
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
@@ -42,7 +43,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     warpgroups, row_pieces = threads // 128, pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
-    early = min(stages, steps) if static_weights else 0
+    ahead = Ahead.of(config, steps, static_weights)
     math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
 
@@ -61,7 +62,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             threads=threads + 32 * LOADING_WARPS,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(cluster.READ_SOURCE)
+            T.import_source(instructions.SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, tile_tokens // row_pieces, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, tile_weights, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, tile_tokens), F32)
@@ -76,8 +77,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
-            if static_weights:
-                T.pdl_trigger()
+            start(ahead)
 
             if warp >= threads // 32:
                 T.assume(thread >= threads)
@@ -85,21 +85,19 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                     T.dec_max_nreg(loading_registers)
                 if warp == threads // 32:
                     T.assume(thread < threads + 32)
-                    if early > 0:
-                        roles.load_early(B, ring, n_start, first_step, early, True)
-                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, early, threads, True)
+                    roles.load_ahead(B, ring, m_start, n_start, first_step, ahead, True)
+                    roles.feed_tile(A, B, ring, m_start, n_start, first_step, steps, 0, ahead, threads, True)
                 else:
                     T.assume(thread >= threads + 32)
                     scales.feed_scales(
                         A_scale, B_scale, ring, M, m_start, n_start, first_step, steps, 0,
-                        early, threads + 32, False,
+                        ahead, threads + 32, False,
                     )  # fmt: skip
             else:
                 T.assume(thread < threads)
                 if math_registers:
                     T.inc_max_nreg(math_registers)
-                if early > 0:
-                    T.pdl_sync()
+                wait(ahead)
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_share,

@@ -8,7 +8,8 @@ launch, and the order of additions is fixed.
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, roles, swapped
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, roles, swapped
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
 
@@ -20,7 +21,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     row_pieces = pieces(config)
     groups = K // K_STEP
     steps = groups // split_k
-    early = min(stages, steps) if static_weights else 0
+    ahead = Ahead.of(config, steps, static_weights)
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -38,10 +39,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             threads=threads + 32,
             cluster_dims=(1, 1, split_k),
         ) as (m_tile, n_tile, split):
-            T.import_source(cluster.READ_SOURCE)
+            T.import_source(instructions.SOURCE)
             A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
-            weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
+            weight_strip = T.alloc_shared((steps,), F32) if ahead.loaded > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
             parts = roles.alloc_group_parts(
@@ -52,11 +53,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             first_step = split * steps
-            if static_weights:
-                T.pdl_trigger()
+            start(ahead)
             swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
-                m_start, n_start, first_step, threads, early,
+                m_start, n_start, first_step, threads, ahead,
             )  # fmt: skip
             if roles.uniform_warp() < threads // 32:
                 cluster.reduce_store(

@@ -7,7 +7,8 @@ token tile can be 8, 16, 32, 64 or 128 wide. `block_M` runs along N (weights), `
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, roles, swapped
+from tilelang_gemm_wrapper.core.kernels import ada, instructions, roles, swapped
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, pieces
 
@@ -18,7 +19,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
     threads, stages = config.threads, max(1, config.num_stages)
     row_pieces = pieces(config)
     steps = K // K_STEP
-    early = min(stages, steps) if static_weights else 0
+    ahead = Ahead.of(config, steps, static_weights)
     M, token_stride, group_stride = run_time_sizes()
 
     @T.prim_func
@@ -33,9 +34,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             m_tile,
             n_tile,
         ):
+            T.import_source(instructions.SOURCE)
             A_shared = T.alloc_shared((stages, 1, tile_tokens, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
-            weight_strip = T.alloc_shared((steps,), F32) if early > 0 else None
+            weight_strip = T.alloc_shared((steps,), F32) if ahead.loaded > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
             C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
             parts = roles.alloc_group_parts(
@@ -45,11 +47,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            if early > 0:
-                T.pdl_trigger()
+            start(ahead)
             swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
-                n_start, 0, threads, early,
+                n_start, 0, threads, ahead,
             )  # fmt: skip
             T.fence_proxy_async()
             T.sync_threads()

@@ -2,6 +2,7 @@
 
 import tilelang.language as T
 
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales, wait
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.roles import (
     Share,
@@ -9,7 +10,7 @@ from tilelang_gemm_wrapper.core.kernels.roles import (
     by_warpgroup,
     each_step,
     feed_tile,
-    load_early,
+    load_ahead,
     sum_groups,
     uniform_warp,
 )
@@ -38,7 +39,7 @@ def accumulate_weights(ring, scale_strip, partial, accum, share):
 
 @T.macro
 def stage_scales(
-    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+    A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, ahead
 ):
     """All multiplying warps of a swapAB kind: scale_strip[k, token] = A_scale * B_scale of its K steps.
 
@@ -49,16 +50,19 @@ def stage_scales(
     was slower on an H200, not faster.
     """
     steps, tile_tokens = scale_strip.shape
-    if early > 0:
+    if ahead.loaded > 0:
         for k in T.Parallel(steps):
             weight_strip[k] = B_scale[n_start // 128, first_step + k]
-        T.pdl_sync()
+        wait(ahead)
         T.sync_threads(1, threads)
         for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
             )
     else:
+        if ahead.prefetched > 0 and m_start == 0:
+            prefetch_scales(B_scale, n_start // 128, 1, first_step, int(steps), T.get_thread_binding())
+        wait(ahead)
         for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M,
@@ -85,19 +89,18 @@ def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_share
 @T.macro
 def swapped_tile(
     A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    first_step, threads, early,
+    first_step, threads, ahead,
 ):  # fmt: skip
     """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
-        if early > 0:
-            load_early(B, ring, n_start, first_step, early, True)
-        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, early, threads, True)
+        load_ahead(B, ring, m_start, n_start, first_step, ahead, True)
+        feed_tile(A, B, ring, m_start, n_start, first_step, scale_strip.shape[0], 0, ahead, threads, True)
     else:
         T.assume(thread < threads)
         stage_scales(
-            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, early
+            A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, ahead
         )
         by_warpgroup(
             threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
