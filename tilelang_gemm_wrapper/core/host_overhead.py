@@ -22,8 +22,9 @@ BATCHES = 101
 def host_overhead(N: int, K: int, environment: Environment) -> list[HostRow]:
     """Microseconds of host time a call takes at M = 8, on the current CUDA device, a row per provider.
 
-    Beside the package's entrypoint stand DeepGEMM with prepared and with row-major scales, cuBLAS, our Triton
-    kernel, and the compiled kernel that the entrypoint ends in, called bare.
+    In inference mode, as engines call it. Beside the package's entrypoint stand DeepGEMM with prepared and
+    with row-major scales, cuBLAS, our Triton kernel, and the compiled kernel that the entrypoint ends in,
+    called bare.
     """
     import torch
 
@@ -42,7 +43,8 @@ def host_overhead(N: int, K: int, environment: Environment) -> list[HostRow]:
             reasons[name] = first_line(failure)
         else:
             calls[name] = call
-    spans = host_us(calls, torch.cuda.synchronize)
+    with torch.inference_mode():
+        spans = host_us(calls, torch.cuda.synchronize)
     rows = []
     for name in HOST_PROVIDERS:
         if name in reasons:

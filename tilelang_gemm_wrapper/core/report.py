@@ -217,7 +217,7 @@ def host_table(rows: Sequence[HostRow]) -> str:
         [row.provider, f"{row.p50_us:.2f} ({row.p20_us:.2f}–{row.p80_us:.2f})" if row.p50_us else row.reason]
         for row in rows
     ]
-    return _markdown(["eager call", "host µs (p20–p80)"], lines)
+    return _markdown(["eager call, in inference mode", "host µs (p20–p80)"], lines)
 
 
 def _figure(value: float | None, form: str) -> str:
