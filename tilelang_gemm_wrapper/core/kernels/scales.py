@@ -75,6 +75,7 @@ def store_slot(slot, k, use, A_scale, B_scale, ring, rows, now, next_ones, weigh
 
 @T.macro
 def store_one_by_one(steps, turn, operands, more):
+    """Every K step's scales read for themselves, whatever the layout of A_scale."""
     A_scale, _, ring, rows, now = operands
     next_ones = T.alloc_local((int(now.shape[0]),), F32)
     for i in T.unroll(now.shape[0]):
@@ -90,6 +91,7 @@ def lies_in_fours(A_scale):
 
 @T.macro
 def read_quads(A_scale, rows, quads, k):
+    """The scales of K step `k` and the three after it, of this lane's tokens."""
     for i in T.unroll(rows.shape[0]):
         read_four(quads[i, 0], A_scale[rows[i], 0], k)
 
@@ -114,8 +116,8 @@ def store_slot_of_quads(slot, k, use, A_scale, B_scale, ring, rows, now, quads, 
 def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, lane):
     """The scales of every K step of one tile, through registers.
 
-    A warp that reads row-major scales step by step meets few banks of L1, whose data are where shared memory
-    is too: at K = 4096 one, 32 cycles in which no WGMMA reads. So they are read in fours where they lie so.
+    Row-major scales are read four K steps at a time, where they lie in fours: a warp's reads of one step are
+    a row of A_scale apart, which costs each of them a line of L1 (docs/hopper-speed.md has the gain).
     """
     rows_per_lane = -(-int(ring.A_scale.shape[1]) // LANES)
     rows = T.alloc_local((rows_per_lane,), "int32")
