@@ -1,9 +1,10 @@
 """What a Hopper kernel does before the kernel that precedes it in the stream has finished.
 
-With programmatic dependent launch a kernel starts while its predecessor still runs, and may read what that
-writes only after `wait`: the tokens, their scales, and the memory that C overwrites. Bringing weights into L2
-need not wait, whoever wrote them: writes go there too, and the loads that follow the wait find them. Loading
-them into shared memory must, unless it is known that no preceding kernel writes them ("static weights").
+With programmatic dependent launch a kernel starts while its predecessor still runs, and may touch only after
+the wait (`T.pdl_sync`) what that one reads or writes: the tokens, their scales and the memory of C. Bringing
+weights into L2 need not wait, whoever writes them: writes go there too, and the loads that follow the wait
+find them. Loading them into shared memory must, unless it is known that no preceding kernel writes them
+("static weights").
 """
 
 from typing import NamedTuple
@@ -23,29 +24,10 @@ class Ahead(NamedTuple):
 
     @classmethod
     def of(cls, config: KernelConfig, steps: int, static_weights: bool) -> "Ahead":
-        """A lap of the ring, and the next one too where that was found to pay (docs/hopper-speed.md)."""
+        """A lap of the ring is loaded, if it may be, and half a lap prefetched: the fastest on an H200."""
         lap = min(max(1, config.num_stages), steps)
-        if static_weights:
-            return cls(lap, 0 if config.kernel_type == "base" else min(lap, steps - lap))
-        return cls(0, 0 if config.kernel_type == "splitK_swapAB" else lap)
-
-    @property
-    def starts_early(self) -> bool:
-        return self.loaded + self.prefetched > 0
-
-
-@T.macro
-def start(ahead):
-    """Every thread, first of all: the kernel that follows may start early, too."""
-    if ahead.starts_early:
-        T.pdl_trigger()
-
-
-@T.macro
-def wait(ahead):
-    """Until what the preceding kernel wrote can be read."""
-    if ahead.starts_early:
-        T.pdl_sync()
+        loaded = lap if static_weights else 0
+        return cls(loaded, min(lap // 2, steps - loaded))
 
 
 @T.macro

@@ -4,7 +4,7 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, instructions, persistent, promotion, roles, scales
-from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start, wait
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
@@ -82,7 +82,7 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at,
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
     scale_beyond = T.alloc_fragment((rows,), F32)
-    wait(ahead)
+    T.pdl_sync()
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0] + share.piece * rows
@@ -139,7 +139,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             at = T.alloc_local((2,), "int32")
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
-            start(ahead)
+            T.pdl_trigger()
 
             if warp >= threads // 32:
                 T.assume(thread >= threads)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
-from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_weights, wait
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_weights
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP
 
@@ -129,7 +129,7 @@ def load_ahead(B, ring, m_start, n_start, first_step, ahead, last_use):
             load_step(B, ring.B, ring.full, k, n_start, first_step + k, last_use)
     if ahead.prefetched > 0:
         prefetch_weights(ring, m_start, n_start, first_step, ahead)
-    wait(ahead)
+    T.pdl_sync()
 
 
 @T.macro

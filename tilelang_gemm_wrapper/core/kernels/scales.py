@@ -8,7 +8,7 @@ in its place (docs/hopper-speed.md).
 
 import tilelang.language as T
 
-from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales, wait
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales
 from tilelang_gemm_wrapper.core.kernels.instructions import is_aligned, read_four
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import LOADING_WARPS
@@ -43,7 +43,7 @@ def copy_tile(A_scale, B_scale, ring, M, m_start, block, first_step, steps, turn
     if ahead.loaded > 0 and turn == 0 and lane < int(ring.B_scale.shape[1]):
         for k in T.serial(ahead.loaded):
             copy_scale(B_scale[block, first_step + k], ring.B_scale[k, lane])
-    wait(ahead)
+    T.pdl_sync()
     operands = (A_scale, B_scale, ring, M, m_start, block, first_step, ahead, lane)
     each_step(ring, steps, turn, ALL, copy_slot, operands)
 
@@ -64,12 +64,12 @@ def put_scales(slot, use, ring, now, weights, lane):
 @T.macro
 def store_slot(slot, k, use, A_scale, B_scale, ring, rows, now, next_ones, weights, block, steps, lane):
     """The scales of a K step, read one step ago, into its slot; the next step's are read."""
-    ahead = T.min(k + 1, steps - 1)
+    following = T.min(k + 1, steps - 1)
     weights[0] = weights[1]
-    weights[1] = B_scale[block, ahead]
+    weights[1] = B_scale[block, following]
     for i in T.unroll(now.shape[0]):
         now[i] = next_ones[i]
-        next_ones[i] = A_scale[rows[i], ahead]
+        next_ones[i] = A_scale[rows[i], following]
     put_scales(slot, use, ring, now, weights, lane)
 
 
@@ -124,10 +124,10 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, la
     now = T.alloc_local((rows_per_lane,), F32)
     weights = T.alloc_local((2,), F32)
     if ahead.loaded == 0:
-        wait(ahead)
+        T.pdl_sync()
     weights[1] = B_scale[block, 0]
     if ahead.loaded > 0:
-        wait(ahead)
+        T.pdl_sync()
     for i in T.unroll(rows_per_lane):
         rows[i] = T.min(m_start + i * LANES + lane, M - 1)
     operands = (A_scale, B_scale, ring, rows, now)

@@ -7,7 +7,7 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, promotion, roles, scales
-from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start, wait
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
@@ -77,7 +77,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
-            start(ahead)
+            T.pdl_trigger()
 
             if warp >= threads // 32:
                 T.assume(thread >= threads)
@@ -97,7 +97,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 T.assume(thread < threads)
                 if math_registers:
                     T.inc_max_nreg(math_registers)
-                wait(ahead)
+                T.pdl_sync()
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_share,

@@ -9,7 +9,7 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, roles, swapped
-from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
 
@@ -53,7 +53,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             first_step = split * steps
-            start(ahead)
+            T.pdl_trigger()
             swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
                 m_start, n_start, first_step, threads, ahead,

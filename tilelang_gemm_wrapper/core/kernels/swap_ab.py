@@ -8,7 +8,7 @@ import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import ada, instructions, roles, swapped
-from tilelang_gemm_wrapper.core.kernels.ahead import Ahead, start
+from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, pieces
 
@@ -47,7 +47,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
-            start(ahead)
+            T.pdl_trigger()
             swapped.swapped_tile(
                 A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
                 n_start, 0, threads, ahead,

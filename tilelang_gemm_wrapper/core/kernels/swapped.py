@@ -2,7 +2,7 @@
 
 import tilelang.language as T
 
-from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales, wait
+from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.roles import (
     Share,
@@ -53,16 +53,16 @@ def stage_scales(
     if ahead.loaded > 0:
         for k in T.Parallel(steps):
             weight_strip[k] = B_scale[n_start // 128, first_step + k]
-        wait(ahead)
+        T.pdl_sync()
         T.sync_threads(1, threads)
         for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M, A_scale[m_start + j, first_step + k] * weight_strip[k], 0.0
             )
     else:
-        if ahead.prefetched > 0 and m_start == 0:
+        if m_start == 0:
             prefetch_scales(B_scale, n_start // 128, 1, first_step, int(steps), T.get_thread_binding())
-        wait(ahead)
+        T.pdl_sync()
         for k, j in T.Parallel(steps, tile_tokens):
             scale_strip[k, j] = T.if_then_else(
                 m_start + j < M,
