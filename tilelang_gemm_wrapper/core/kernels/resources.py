@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
+WIDEST_TILE = 192  # weights, of base and splitK on Hopper
 GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
@@ -146,6 +147,8 @@ def register_split(config: KernelConfig) -> tuple[int, int]:
     warpgroups = config.threads // 128 + 1  # an SM's quarter has registers for one warp of each
     if _values(config, "sm_90a") + _OTHER_VALUES <= min(255, 512 // warpgroups):
         return 0, 0
+    if config.block_N == WIDEST_TILE and config.threads == 256:
+        return 232, 40  # 224 spill under TileLang 0.1.11
     return {256: (224, 56), 384: (160, 32)}[config.threads]
 
 
