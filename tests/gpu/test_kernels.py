@@ -139,6 +139,20 @@ def test_two_streams_and_two_graphs_at_once(kernel_type):
             assert torch.equal(C, right)
 
 
+def _assert_in_one_graph(launch, launches, C, expected):
+    """Replay `launches` calls of launch(i, C), one behind the other: each must leave expected[i] in C."""
+    results = [torch.empty_like(C) for _ in range(launches)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i, result in enumerate(results):
+            launch(i % len(expected), C)
+            result.copy_(C)
+    graph.replay()
+    torch.cuda.synchronize()
+    for i, result in enumerate(results):
+        assert torch.equal(result, expected[i % len(expected)]), i
+
+
 @pytest.mark.parametrize("static_weights", ["0", "1"])
 @pytest.mark.parametrize("config", ALL_CONFIGS, ids=_id)
 def test_tokens_written_just_before_are_waited_for(config, static_weights, monkeypatch):
@@ -151,20 +165,15 @@ def test_tokens_written_just_before_are_waited_for(config, static_weights, monke
     first = random_workload(200, N, K, "cuda", 0)
     tokens = [random_workload(200, N, K, "cuda", seed) for seed in range(1, 5)]
     expected = [_launch(config, Workload(one.A, one.A_scale, first.B, first.B_scale)) for one in tokens]
-    A, A_scale, C = first.A.clone(), first.A_scale.clone(), first.empty_output()
-    results = [first.empty_output() for _ in range(40)]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i, result in enumerate(results):
-            A.copy_(tokens[i % 4].A)
-            A_scale.copy_(tokens[i % 4].A_scale)
-            gemm(200, first.A, first.A_scale, first.B, first.B_scale, C)
-            gemm(200, A, A_scale, first.B, first.B_scale, C)
-            result.copy_(C)
-    graph.replay()
-    torch.cuda.synchronize()
-    for i, result in enumerate(results):
-        assert torch.equal(result, expected[i % 4]), i
+    A, A_scale = first.A.clone(), first.A_scale.clone()
+
+    def launch(i, C):
+        A.copy_(tokens[i].A)
+        A_scale.copy_(tokens[i].A_scale)
+        gemm(200, first.A, first.A_scale, first.B, first.B_scale, C)
+        gemm(200, A, A_scale, first.B, first.B_scale, C)
+
+    _assert_in_one_graph(launch, 40, first.empty_output(), expected)
 
 
 @pytest.mark.parametrize("kernel_type", list(CONFIGS))
@@ -178,19 +187,14 @@ def test_weights_written_just_before_are_read(kernel_type, monkeypatch):
     workloads = [random_workload(20, N, K, "cuda", seed) for seed in range(2)]
     tokens = workloads[0]
     expected = [_launch(config, Workload(tokens.A, tokens.A_scale, w.B, w.B_scale)) for w in workloads]
-    B, B_scale, C = tokens.B.clone(), tokens.B_scale.clone(), tokens.empty_output()
-    results = [tokens.empty_output() for _ in range(20)]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i, result in enumerate(results):
-            B.copy_(workloads[i % 2].B)
-            B_scale.copy_(workloads[i % 2].B_scale)
-            gemm(20, tokens.A, tokens.A_scale, B, B_scale, C)
-            result.copy_(C)
-    graph.replay()
-    torch.cuda.synchronize()
-    for i, result in enumerate(results):
-        assert torch.equal(result, expected[i % 2]), i
+    B, B_scale = tokens.B.clone(), tokens.B_scale.clone()
+
+    def launch(i, C):
+        B.copy_(workloads[i].B)
+        B_scale.copy_(workloads[i].B_scale)
+        gemm(20, tokens.A, tokens.A_scale, B, B_scale, C)
+
+    _assert_in_one_graph(launch, 20, tokens.empty_output(), expected)
 
 
 @pytest.mark.parametrize(("M", "N", "K"), [(530_000, 4096, 128), (310_000, 512, 7168)], ids=["M*N", "M*K"])
