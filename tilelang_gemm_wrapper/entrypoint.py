@@ -48,8 +48,7 @@ def gemm_nt_f8f8bf16(
     except (AttributeError, IndexError, TypeError, ValueError):
         raise operand_problem(A, B) from None
     if type(A_values) is torch.Tensor and not torch.compiler.is_compiling():
-        if not wrapper.run_compiled(A_values, A_scale, B_values, B_scale, C):
-            _run_checked(A_values, A_scale, B_values, B_scale, C)
+        _launch(A_values, A_scale, B_values, B_scale, C)
     else:  # traced, fake or subclassed tensors go through the dispatcher
         check_tensors(A_values, A_scale, B_values, B_scale, C)
         torch.ops.tilelang_gemm.gemm_nt_f8f8bf16(A_values, A_scale, B_values, B_scale, C)
@@ -154,15 +153,12 @@ def _device(device: str | Device | None) -> Device:
     return known
 
 
-def _run_checked(A, A_scale, B, B_scale, C) -> None:
+def _launch(A, A_scale, B, B_scale, C) -> None:
+    if wrapper.run_compiled(A, A_scale, B, B_scale, C):
+        return
     M, N, K, index = checked_problem(A, A_scale, B, B_scale, C)
     if M:
         wrapper.run(M, N, K, index, A, A_scale, B, B_scale, C)
-
-
-def _launch(A, A_scale, B, B_scale, C) -> None:
-    if not wrapper.run_compiled(A, A_scale, B, B_scale, C):
-        _run_checked(A, A_scale, B, B_scale, C)
 
 
 _library = torch.library.Library("tilelang_gemm", "DEF")

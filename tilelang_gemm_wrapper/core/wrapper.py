@@ -24,15 +24,15 @@ Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 class Gemm:
     """All that calls with one (N, K) on one device share."""
 
-    __slots__ = ("_index", "_launches", "_lock", "choices", "kernels", "table")
+    __slots__ = ("_index", "_launches", "_lock", "choices", "kernels", "switches", "table")
 
     def __init__(self, table: DispatchTable, index: int) -> None:
         self.table = table
         self.choices: list[Choice] = list(table.choices)
         self._index = index
         self._launches: list[Launch | None] = [None] * len(table.choices)
-        # Those of them that are compiled TileLang kernels; the last once more, for M beyond the last bound.
-        self.kernels: list[Launch | None] = [None] * (len(table.choices) + 1)
+        self.kernels: list[Launch | None] = [None] * len(table.choices)  # those of TileLang alone
+        self.switches = table.bounds[:-1]  # the last choice has no bound
         self._lock = threading.Lock()
 
     def __call__(self, M: int, A, A_scale, B, B_scale, C) -> None:
@@ -54,8 +54,6 @@ class Gemm:
                 launch = self._launches[position] = self._load(position)
                 if self.choices[position].config is not None:
                     self.kernels[position] = launch
-                    if position == len(self._launches) - 1:
-                        self.kernels[-1] = launch
             return launch
 
     def reachable(self, m_max: int) -> Iterable[int]:
@@ -123,7 +121,7 @@ def run_compiled(A, A_scale, B, B_scale, C) -> bool:
         M, K = A.shape
         N = B.shape[0]
         gemm = _gemms[N, K, A.get_device()]
-        kernel = gemm.kernels[bisect_left(gemm.table.bounds, M)]
+        kernel = gemm.kernels[bisect_left(gemm.switches, M)]
         if kernel is None or not M or not lies_right(A, A_scale, B, B_scale, C, M, N, K):
             return False
         kernel(A, A_scale, B, B_scale, C)
