@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
-WIDEST_TILE = 192  # weights, of base and splitK on Hopper
 GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
@@ -25,6 +24,7 @@ _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled
 _MAX_TILE_VALUES = 128
 _MAX_WIDE_TILE_VALUES = 192
 _COLUMNS_FOR_TWO_PARTIALS = 96
+_WIDEST_TILE = 192  # weights, of base and splitK on Hopper
 _OTHER_VALUES = 40  # registers for addresses, scales and loops
 # On sm_89 the MMA operands take registers too, and splitK's float32 partials an address each besides.
 _MAX_ADA_VALUES = 64
@@ -76,7 +76,7 @@ def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
     if arch != "sm_90a":
         return 16, 32, 64, 128
     # Of the tiles wider than a scale block these never reach into a third one.
-    return (64, 128) if config.is_swap_ab else (*range(16, 129, 16), 144, 160, 192)
+    return (64, 128) if config.is_swap_ab else (*range(16, 129, 16), 144, 160, _WIDEST_TILE)
 
 
 def _why_no_wgmma(config: KernelConfig) -> str | None:
@@ -147,9 +147,15 @@ def register_split(config: KernelConfig) -> tuple[int, int]:
     warpgroups = config.threads // 128 + 1  # an SM's quarter has registers for one warp of each
     if _values(config, "sm_90a") + _OTHER_VALUES <= min(255, 512 // warpgroups):
         return 0, 0
-    if config.block_N == WIDEST_TILE and config.threads == 256:
-        return 232, 40  # 224 spill under TileLang 0.1.11
-    return {256: (224, 56), 384: (160, 32)}[config.threads]
+    if config.threads == 384:
+        return 160, 32
+    return (224, 56) if has_room_for_four_scales(config.block_N) else (232, 40)
+
+
+def has_room_for_four_scales(tile_weights: int) -> bool:
+    """Whether loading warps have registers to read four K steps' scales at once: the widest tile needs them
+    itself, or it spills under TileLang 0.1.11."""
+    return tile_weights < _WIDEST_TILE
 
 
 def ctas_per_sm(config: KernelConfig, N: int, K: int) -> int:

@@ -11,7 +11,7 @@ import tilelang.language as T
 from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_scales
 from tilelang_gemm_wrapper.core.kernels.instructions import is_aligned, read_four
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-from tilelang_gemm_wrapper.core.kernels.resources import LOADING_WARPS, WIDEST_TILE
+from tilelang_gemm_wrapper.core.kernels.resources import LOADING_WARPS, has_room_for_four_scales
 from tilelang_gemm_wrapper.core.kernels.roles import ALL, each_step
 
 LANES = 32 * (LOADING_WARPS - 1)
@@ -117,8 +117,7 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, la
     """The scales of every K step of one tile, through registers.
 
     Row-major scales are read four K steps at a time, where they lie in fours: a warp's reads of one step are
-    a row of A_scale apart, which costs each of them a line of L1 (docs/hopper-speed.md has the gain). The
-    widest tile leaves the loading warps no registers for four.
+    a row of A_scale apart, which costs each of them a line of L1 (docs/hopper-speed.md has the gain).
     """
     rows_per_lane = -(-int(ring.A_scale.shape[1]) // LANES)
     rows = T.alloc_local((rows_per_lane,), "int32")
@@ -133,7 +132,7 @@ def store_tile(A_scale, B_scale, ring, M, m_start, block, steps, turn, ahead, la
         rows[i] = T.min(m_start + i * LANES + lane, M - 1)
     operands = (A_scale, B_scale, ring, rows, now)
     more = (weights, block, steps, lane)
-    if steps % 4 or int(ring.B.shape[2]) == WIDEST_TILE:
+    if steps % 4 or not has_room_for_four_scales(int(ring.B.shape[2])):
         store_one_by_one(steps, turn, operands, more)
     elif lies_in_fours(A_scale):
         quads = T.alloc_local((rows_per_lane, 4), F32)
