@@ -91,6 +91,11 @@ REFUSED = [
     ("sm_89", KernelConfig("base", 256, 128, 128, 2, 256), ["256 x 128", "256 float32", "smaller tile"]),
     ("sm_90a", KernelConfig("base", 64, 64, 128, 4, 384), ["num_stages = 4", "3 groups", "multiple of 3"]),
     ("sm_90a", KernelConfig("swapAB", 64, 32, 128, 3, 256), ["num_stages = 3", "2 groups", "multiple of 2"]),
+    (
+        "sm_90a",
+        KernelConfig("splitK", 64, 64, 128, 4, 256, 8),
+        ["threads = 256", "2 groups", "1 steps", "split_k = 8", "fewer threads"],
+    ),
     ("sm_89", KernelConfig("swapAB", 64, 16, 128, 3, 384), ["threads = 384", "at most 256"]),
     ("sm_90a", KernelConfig("swapAB", 64, 24, 128, 4, 128), ["block_N = 24", "multiple of 16"]),
     ("sm_89", KernelConfig("swapAB", 64, 8, 128, 3, 128), ["block_N = 8", "sm_89", "16, 32, 64, 128"]),

@@ -23,7 +23,7 @@ INSTRUCTIONS = {
     "TMA store": r"cp\.async\.bulk\.tensor\.\dd\.global\.shared::cta",
     "cp.async": r"cp\.async\.c[ag]\.shared\.global",
     "ldmatrix": r"ldmatrix\.sync",
-    "cluster load": r"ld\.shared::cluster",
+    "cluster store": r"st\.async\.shared::cluster",
 }
 
 
@@ -34,6 +34,7 @@ class CompileReport:
     registers: int  # a thread
     shared_memory_bytes: int  # a CTA, static and dynamic
     spill_bytes: int  # stores and loads
+    stack_bytes: int  # a thread: registers that are kept in memory, because an index to them is not constant
     instructions: Counter[str] = field(default_factory=Counter)  # static counts, by name in INSTRUCTIONS
 
 
@@ -70,6 +71,7 @@ def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileRep
         registers=max(_figures(r"Used (\d+) registers", info)),
         shared_memory_bytes=dynamic + max(_figures(r"(\d+) bytes smem", info), default=0),
         spill_bytes=sum(_figures(r"(\d+) bytes spill", info)),
+        stack_bytes=max(_figures(r"(\d+) bytes stack frame", info)),
         instructions=Counter(
             {name: len(re.findall(pattern, text)) for name, pattern in INSTRUCTIONS.items()}
         ),

@@ -16,7 +16,7 @@ from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, step_groups
 
-PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.2, 1.27)
+PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.6, 0.45)
 _REGISTERS = 65536
 _THREADS = 2048
 _UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
@@ -87,7 +87,7 @@ class CostModel:
                 waves * turns * values / 100,
                 per_sm * steps * step_bytes / in_flight,
                 waves,
-                per_sm * tokens * weights / 1e4 if split else 0.0,
+                per_sm * tokens * weights * (1 - 1 / config.split_k) / 1e4,
                 waves if split else 0.0,
             )
         )

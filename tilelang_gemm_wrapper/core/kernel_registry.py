@@ -103,7 +103,7 @@ def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
 # Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
 # warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
 _HOPPER_ROWS = {
-    64: ((256, (4, 6, 8)), (384, (6,))),
+    64: ((256, (4, 6, 8, 10)), (384, (6,))),
     128: ((256, (3, 4, 5, 6)),),
     192: ((384, (3, 4)),),
 }

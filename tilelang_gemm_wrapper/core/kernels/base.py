@@ -73,11 +73,12 @@ def store(C_shared, C, m_start, n_start):
 def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, ahead):
     """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
-    The TMA store of a tile is waited for only when the next tile is to be stored.
+    A tile is stored by TMA, which is waited for only when the next tile is to be stored, or from registers
+    where warpgroups took turns and each has some of the columns.
     """
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     rows, columns = ring.A.shape[2], ring.B.shape[2]
-    C_shared = alloc_stored(rows, columns) if share.group == 0 else None
+    C_shared = alloc_stored(rows, columns) if share.groups == 1 else None
     partials = promotion.alloc_partials(partial_count, rows, columns)
     accum = T.alloc_fragment((rows, columns), F32)
     scale = T.alloc_fragment((rows,), F32)
@@ -88,8 +89,10 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at,
         m_start = at[0] + share.piece * rows
         n_start = at[1]
         promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn, share)
-        roles.sum_groups(accum, parts, share)
-        if share.group == 0:
+        roles.sum_groups(accum, parts, share, True)
+        if share.groups > 1:
+            roles.store(accum, share, C, C.shape[0], C.shape[1], at[0], n_start, False)
+        else:
             if T.get_thread_binding() < warpgroup * 128 + 32:
                 T.tma_store_wait(0)
             T.sync_threads(1 + share.piece, 128)
@@ -98,7 +101,7 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at,
             T.sync_threads(5 + share.piece, 128)
             if T.get_thread_binding() < warpgroup * 128 + 32:
                 store(C_shared, C, m_start, n_start)
-    if share.group == 0 and T.get_thread_binding() < warpgroup * 128 + 32:
+    if share.groups == 1 and T.get_thread_binding() < warpgroup * 128 + 32:
         T.tma_store_wait(0)
 
 
@@ -129,9 +132,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, config.block_M), F32)
             weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
-            parts = roles.alloc_group_parts(
-                config.block_M // row_pieces, config.block_N, row_pieces, warpgroups // row_pieces
-            )
+            parts = roles.alloc_group_parts(config)
             full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)

@@ -1,11 +1,20 @@
-"""Splitting K on Hopper: the CTAs of a cluster sum their partial tiles through distributed shared memory."""
+"""Splitting K on Hopper: the CTAs of a cluster sum their partial tiles through distributed shared memory.
+
+Every CTA owns a share of the tile. Its peers send what they have of that share from their registers into its
+inbox, by stores that count their bytes on its barrier; it adds them to its own, in rank order, so that the
+sum never depends on timing, and stores the result. Nothing waits but an owner for its peers, and no CTA ends
+before all that is sent to it has come. The one barrier of the whole cluster is passed long before it is asked
+for: it says that the peers have started, and their barriers with them.
+"""
+
+from typing import Any, NamedTuple
 
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.kernels import instructions
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-
-READS_AT_A_TIME = 16  # of four floats each, that a thread has under way before it adds
+from tilelang_gemm_wrapper.core.kernels.resources import inbox_floats, pieces, share_floats, step_groups
+from tilelang_gemm_wrapper.core.kernels.roles import units_of
 
 
 def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
@@ -14,70 +23,44 @@ def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
     return frame(*grid, threads=threads, cluster_dims=cluster_dims)
 
 
-@T.macro
-def sum_rows(parts, peers, row, below, stride, row_floats, end):
-    """parts[b, 0, :] = the sum over the cluster of four columns of row `row` + `below` + b * `stride`."""
-    batch, split_k = int(parts.shape[0]), int(parts.shape[1])
-    for b in T.unroll(batch):
-        if row + below + b * stride < end[0]:
-            for rank in T.unroll(split_k):
-                instructions.read_peer(
-                    parts[b, rank, 0],
-                    peers[rank] + T.cast((below + b * stride) * row_floats * 4, "uint32"),
-                )
-    for b in T.unroll(batch):
-        if row + below + b * stride < end[0]:
-            for rank in T.unroll(split_k - 1):
-                for v in T.unroll(4):
-                    parts[b, 0, v] += parts[b, rank + 1, v]
+class Inbox(NamedTuple):
+    """Where a CTA's warpgroups receive: a run of floats for each, and a barrier that is full with them."""
+
+    floats: Any
+    full: Any
+    split_k: int
+
+    def of(self, share, units):
+        """Addresses of the share's run and barrier; a piece has `units`."""
+        before = sum(
+            share_floats(last - first, self.split_k)
+            for group in range(share.groups)
+            for first, last in (share._replace(group=group).units_of(units),)
+            for _ in range(share.piece + (group < share.group))
+        )
+        warpgroup = share.piece * share.groups + share.group
+        return T.address_of(self.floats[before]), T.address_of(self.full[warpgroup])
+
+
+def alloc_inbox(config):
+    """(floats, full) of an `Inbox`."""
+    warpgroups = pieces(config) * step_groups(config)
+    return T.alloc_shared((inbox_floats(config),), F32), T.alloc_barrier([1] * warpgroups)
 
 
 @T.macro
-def store_rows(parts, C, m_start, first_column, row, below, stride, end):
-    """What `sum_rows` summed, as bfloat16."""
-    for b in T.unroll(parts.shape[0]):
-        token = row + below + b * stride
-        if token < end[0]:
-            for v in T.vectorized(4):
-                C[m_start + token, first_column + v] = parts[b, 0, v]
+def announce():
+    """Every thread, once the barriers are there: peers may send to this CTA from now on."""
+    T.cluster_arrive_relaxed()
 
 
 @T.macro
-def reduce_store(partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads):
-    """All multiplying warps: sum the cluster's float32 partial tiles in rank order, store them as bfloat16.
-
-    `partial_shared` is (tile_tokens, partial_row(config)) in every CTA. Each CTA sums an equal share of the
-    rows, reading its peers' shared memory, so the order of additions never depends on timing. A thread keeps
-    to four columns and walks down the rows: all that changes is one offset. A read takes long, so a thread
-    has several under way. None may be left when it tells its peers that they can go, and with them their
-    shared memory; the last stores come after that, because telling waits for what was stored before.
-    """
-    tile_tokens, row_floats = int(partial_shared.shape[0]), int(partial_shared.shape[1])
-    quads_per_row = tile_weights // 4
-    stride = threads // quads_per_row
-    rows = -(-tile_tokens // split_k)
-    laps = -(-rows // stride)
-    batch = min(laps, max(1, READS_AT_A_TIME // split_k))
-    last_batch = -(-laps // batch) - 1
-    peers = T.alloc_local((split_k,), "uint32")
-    parts = T.alloc_local((batch, split_k, 4), F32)
-    end = T.alloc_local((1,), "int32")
-    first = T.get_thread_binding() // quads_per_row
-    column = T.get_thread_binding() % quads_per_row * 4
-    row = T.block_rank_in_cluster() * rows + first
-    # The rows of this CTA's share that are tokens: none for threads left over beside the rows.
-    end[0] = T.if_then_else(
-        first < stride and n_start + column < N,
-        T.min(T.min((T.block_rank_in_cluster() + 1) * rows, tile_tokens), M - m_start),
-        0,
-    )
-    for rank in T.unroll(split_k):
-        peers[rank] = instructions.peer_address(partial_shared[row, column], rank)
-    T.cluster_sync()
-    for step in T.serial(last_batch):
-        sum_rows(parts, peers, row, step * batch * stride, stride, row_floats, end)
-        store_rows(parts, C, m_start, n_start + column, row, step * batch * stride, stride, end)
-    sum_rows(parts, peers, row, last_batch * batch * stride, stride, row_floats, end)
-    instructions.done_reading()
-    store_rows(parts, C, m_start, n_start + column, row, last_batch * batch * stride, stride, end)
-    T.cluster_wait()
+def reduce_store(accum, share, inbox, C, M, N, m_start, n_start, swapped):
+    """A warpgroup's units of its piece, complete but for its peers' parts: this CTA's share, into C."""
+    units = share.units_of(units_of(accum))
+    if units[0] < units[1]:
+        T.cluster_wait()
+        instructions.reduce_store(
+            accum, share.piece, units, C, M, N, m_start, n_start, swapped, inbox.split_k,
+            inbox.of(share, units_of(accum)),
+        )  # fmt: skip

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LOADING_WARPS = 4  # of base and splitK on Hopper: one for the tiles, the others for the scales
 K_STEP = 128  # bytes and elements of K in one step, one ring slot and one pair of scales
-GROUP_PAD = 8  # floats after each row of `roles.alloc_group_parts`: fragments reach every bank once
 _STATIC_BYTES = 1024  # mbarriers, rounded up to the alignment of the dynamic buffer
 _ALIGN = 1024  # the largest alignment TileLang gives a buffer, that of swizzled tiles
 
@@ -37,16 +36,18 @@ def shared_memory_bytes(config: KernelConfig, N: int, K: int, arch: str) -> int:
     tokens, weights = config.tile_tokens, config.tile_weights
     steps = K // K_STEP // config.split_k
     buffers = [stages * tokens * K_STEP, stages * weights * K_STEP]
-    if config.is_split_k and (arch == "sm_90a" or config.is_swap_ab):
-        buffers.append(4 * tokens * partial_row(config))
-    elif arch == "sm_90a" or config.is_swap_ab:
+    if arch == "sm_90a" and config.is_split_k:
+        buffers.append(4 * inbox_floats(config))
+    elif arch == "sm_90a" and not config.is_swap_ab and step_groups(config) == 1:
         buffers.append(2 * tokens * weights)
+    elif arch != "sm_90a" and config.is_swap_ab:
+        buffers.append((4 * partial_row(config) if config.is_split_k else 2 * weights) * tokens)
     if arch == "sm_90a":
         if config.is_swap_ab:
             buffers += [4 * steps * tokens, 4 * steps]
         else:
             buffers += [4 * stages * tokens, 4 * stages * scale_blocks(config)]
-        buffers.append(4 * (step_groups(config) - 1) * config.block_M * (config.block_N + GROUP_PAD))
+        buffers.append(4 * group_floats(config))
     return _STATIC_BYTES + sum(-(-size // _ALIGN) * _ALIGN for size in buffers)
 
 
@@ -69,7 +70,7 @@ def why_unbuildable(config: KernelConfig, N: int, K: int, arch: str) -> str | No
             f"values a thread in registers, more than {most}; use more threads or a "
             f"smaller tile"
         )
-    return _why_no_wgmma(config) if arch == "sm_90a" else _why_no_mma(config)
+    return _why_no_wgmma(config, K) if arch == "sm_90a" else _why_no_mma(config)
 
 
 def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ def _tile_weights(config: KernelConfig, arch: str) -> tuple[int, ...]:
     return (64, 128) if config.is_swap_ab else (*range(16, 129, 16), 144, 160, _WIDEST_TILE)
 
 
-def _why_no_wgmma(config: KernelConfig) -> str | None:
+def _why_no_wgmma(config: KernelConfig, K: int) -> str | None:
     if config.block_N != 8 and config.block_N % 16:
         return f"block_N = {config.block_N}; WGMMA here takes 8 or a multiple of 16"
     groups = step_groups(config)
@@ -87,6 +88,12 @@ def _why_no_wgmma(config: KernelConfig) -> str | None:
         return (
             f"num_stages = {config.num_stages}; {config.threads} threads are {groups} groups of warpgroups "
             f"that take turns at the stages of {config.block_M} rows, so it must be a multiple of {groups}"
+        )
+    steps = K // K_STEP // config.split_k
+    if steps < groups:
+        return (
+            f"threads = {config.threads}; they are {groups} groups of warpgroups that take turns, and "
+            f"K = {K} with split_k = {config.split_k} has {steps} steps of {K_STEP}; use fewer threads"
         )
     return None
 
@@ -129,13 +136,33 @@ def scale_blocks(config: KernelConfig) -> int:
 
 
 def partial_row(config: KernelConfig) -> int:
-    """Floats from one token to the next in the float32 partial tile of a split kernel.
+    """Floats from one token to the next in the float32 partial tile of Ada's splitK_swapAB.
 
-    Padded so that a warp storing its fragment meets every bank once: as pairs, 4 lanes a row by 8 rows in
-    splitK, and transposed, one by one, 4 rows by 8 columns, in splitK_swapAB.
+    Padded so that a warp storing its fragment transposed, 4 rows by 8 columns, meets every bank once.
     """
-    spare_banks = 4 if config.is_swap_ab else 8
-    return config.tile_weights + (spare_banks - config.tile_weights) % 32
+    return config.tile_weights + (4 - config.tile_weights) % 32
+
+
+def _units(config: KernelConfig) -> int:
+    """Units of 8 columns of 64 rows that a piece of the tile has."""
+    return config.block_M // pieces(config) // 64 * config.block_N // 8
+
+
+def group_floats(config: KernelConfig) -> int:
+    """Floats that Hopper's groups of warpgroups pass on to each other at the end of a tile."""
+    return pieces(config) * (step_groups(config) - 1) * _units(config) * 512
+
+
+def inbox_floats(config: KernelConfig) -> int:
+    """Floats that the peers of a CTA send it of its share of a tile, on Hopper."""
+    units, groups = _units(config), step_groups(config)
+    runs = (units * (group + 1) // groups - units * group // groups for group in range(groups))
+    return pieces(config) * sum(share_floats(run, config.split_k) for run in runs)
+
+
+def share_floats(units: int, split_k: int) -> int:
+    """The same of a warpgroup with `units`: what a warp has of a unit is one CTA's as a whole."""
+    return (split_k - 1) * -(-4 * units // split_k) * 128
 
 
 def register_split(config: KernelConfig) -> tuple[int, int]:

@@ -6,8 +6,8 @@ when every warp that multiplies it has. A WGMMA of e4m3 keeps only about 14 bits
 accumulator, so each K step starts from zero and its partial is scaled and added in float32 ("promotion").
 
 The warpgroups share a tile in two ways (`Share`): each has its own piece of WGMMA's rows, and where there are
-more warpgroups than pieces, groups of them take turns at the K steps and are summed at the end. Taking turns
-reads no operand twice and lets a warpgroup wait and promote while another one multiplies.
+more warpgroups than pieces, groups of them take turns at the K steps and each sums some columns at the end.
+Taking turns reads no operand twice and lets a warpgroup wait and promote while another one multiplies.
 
 What the loop costs besides its WGMMAs decides the speed (measured in docs/hopper-speed.md). Hence:
 
@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
+from tilelang_gemm_wrapper.core.kernels import instructions
 from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_weights
 from tilelang_gemm_wrapper.core.kernels.operands import F32
-from tilelang_gemm_wrapper.core.kernels.resources import GROUP_PAD, K_STEP
+from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, group_floats, pieces
 
 # One lane arrives for its warp, whose lanes `T.sync_warp` has put in step. Where nvcc knows that they are, it
 # drops the instruction, and compute-sanitizer's racecheck takes the other lanes for unsynchronised:
@@ -71,6 +72,10 @@ class Share(NamedTuple):
     def steps_of(self, steps: int) -> int:
         """How many of `steps` consecutive K steps, counted from a multiple of `groups`, are this group's."""
         return max(0, -(-(steps - self.group) // self.groups))
+
+    def units_of(self, units: int) -> tuple[int, int]:
+        """First and last (exclusive) of a piece's `units` that this group has the whole sum of in the end."""
+        return units * self.group // self.groups, units * (self.group + 1) // self.groups
 
 
 ALL = Share(piece=0, group=0, groups=1)  # of the steps: what the loading warps do
@@ -164,26 +169,35 @@ def feed_tile(A, B, ring, m_start, n_start, first_step, steps, turn, ahead, firs
     each_step(ring, steps, turn, ALL, feed_slot, operands)
 
 
-def alloc_group_parts(rows, columns, pieces, groups):
-    """Shared memory for what `sum_groups` sums, or None where there is one group."""
-    if groups == 1:
-        return None
-    return T.alloc_shared((pieces, groups - 1, rows, columns + GROUP_PAD), F32)
+def units_of(accum) -> int:
+    """How many units of 8 columns of 64 rows a warpgroup's accumulator has."""
+    rows, columns = accum.shape
+    return int(rows) // 64 * int(columns) // 8
+
+
+def alloc_group_parts(config):
+    """Shared memory for what `sum_groups` passes on, or None where there is one group."""
+    floats = group_floats(config)
+    return T.alloc_shared((pieces(config), floats // pieces(config)), F32) if floats else None
 
 
 @T.macro
-def sum_groups(accum, parts, share):
-    """accum of group 0 += that of every other group, in their order; `parts` may be used again after it."""
+def sum_groups(accum, parts, share, again):
+    """Each group's own units of accum += those of the other groups; `again`: for one tile after another."""
     if share.groups > 1:
-        if share.group > 0:
-            for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
-                parts[share.piece, share.group - 1, i, j] = accum[i, j]
+        instructions.give_units(accum, parts[share.piece, 0], units_of(accum), share)
         T.sync_threads(FIRST_GROUP_BARRIER + share.piece, 128 * share.groups)
-        if share.group == 0:
-            for other in T.unroll(share.groups - 1):
-                for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
-                    accum[i, j] += parts[share.piece, other, i, j]
-        T.sync_threads(FIRST_GROUP_BARRIER + share.piece, 128 * share.groups)
+        instructions.take_units(accum, parts[share.piece, 0], units_of(accum), share)
+        if again:
+            T.sync_threads(FIRST_GROUP_BARRIER + share.piece, 128 * share.groups)
+
+
+@T.macro
+def store(accum, share, C, M, N, m_start, n_start, swapped):
+    """This group's units of its piece of the tile, from registers into C; `swapped`: accum[weight, token]."""
+    units = share.units_of(units_of(accum))
+    if units[0] < units[1]:
+        instructions.reduce_store(accum, share.piece, units, C, M, N, m_start, n_start, swapped)
 
 
 @T.macro

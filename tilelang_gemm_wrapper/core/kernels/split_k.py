@@ -12,7 +12,6 @@ from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time
 from tilelang_gemm_wrapper.core.kernels.resources import (
     K_STEP,
     LOADING_WARPS,
-    partial_row,
     partials,
     pieces,
     register_split,
@@ -21,8 +20,10 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 
 
 @T.macro
-def multiply_share(warpgroup, warpgroups, partial_count, ring, parts, partial_shared, n_start, steps):
-    """One warpgroup's share of the K steps of this CTA, in partial_shared[token, weight]."""
+def multiply_share(
+    warpgroup, warpgroups, partial_count, ring, parts, inbox, C, M, N, m_start, n_start, steps
+):
+    """One warpgroup's share of the K steps of this CTA, and of the cluster's sum."""
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     tokens, weights = ring.A.shape[2], ring.B.shape[2]
     partials = promotion.alloc_partials(partial_count, tokens, weights)
@@ -30,10 +31,8 @@ def multiply_share(warpgroup, warpgroups, partial_count, ring, parts, partial_sh
     scale = T.alloc_fragment((tokens,), F32)
     scale_beyond = T.alloc_fragment((tokens,), F32)
     promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, 0, share)
-    roles.sum_groups(accum, parts, share)
-    if share.group == 0:
-        for i, j in T.Parallel(tokens, weights):
-            partial_shared[share.piece * tokens + i, j] = accum[i, j]
+    roles.sum_groups(accum, parts, share, False)
+    cluster.reduce_store(accum, share, inbox, C, M, N, m_start, n_start, False)
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
@@ -67,16 +66,16 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             B_shared = T.alloc_shared((stages, 1, tile_weights, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, tile_tokens), F32)
             weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)
-            parts = roles.alloc_group_parts(
-                tile_tokens // row_pieces, tile_weights, row_pieces, warpgroups // row_pieces
-            )
-            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
+            parts = roles.alloc_group_parts(config)
+            received, received_full = cluster.alloc_inbox(config)
+            inbox = cluster.Inbox(received, received_full, split_k)
             full, empty = roles.alloc_barriers(stages, 4 * row_pieces, scales.LANES)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty, token_scales, weight_scales)
             m_start, n_start, first_step = m_tile * tile_tokens, n_tile * tile_weights, split * steps
             # Branches go by `warp`; TileLang learns from the assumptions which threads take them.
             thread, warp = T.get_thread_binding(), roles.uniform_warp()
+            cluster.announce()
             T.pdl_trigger()
 
             if warp >= threads // 32:
@@ -101,10 +100,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_share,
-                    (warpgroups, partials(config), ring, parts, partial_shared, n_start, steps),
-                )
-                cluster.reduce_store(
-                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
+                    (warpgroups, partials(config), ring, parts, inbox, C, M, N, m_start, n_start, steps),
                 )
 
     return split_k_base

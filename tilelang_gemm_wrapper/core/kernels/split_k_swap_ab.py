@@ -44,24 +44,20 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32) if ahead.loaded > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
-            partial_shared = T.alloc_shared((tile_tokens, partial_row(config)), F32)
-            parts = roles.alloc_group_parts(
-                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
-            )
+            received, received_full = cluster.alloc_inbox(config)
+            inbox = cluster.Inbox(received, received_full, split_k)
+            parts = roles.alloc_group_parts(config)
             full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             first_step = split * steps
+            cluster.announce()
             T.pdl_trigger()
             swapped.swapped_tile(
-                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, partial_shared, M,
-                m_start, n_start, first_step, threads, ahead,
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, M, m_start, n_start,
+                first_step, threads, ahead, cluster.reduce_store, (inbox, C, M, N, m_start, n_start),
             )  # fmt: skip
-            if roles.uniform_warp() < threads // 32:
-                cluster.reduce_store(
-                    partial_shared, tile_weights, C, M, N, m_start, n_start, split_k, threads
-                )
 
     return split_k_swap_ab
 

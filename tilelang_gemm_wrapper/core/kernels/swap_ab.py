@@ -14,7 +14,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, pieces
 
 
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
-    """Hopper kernel: scales staged in shared memory, tile transposed through shared memory, TMA store."""
+    """Hopper kernel: scales staged in shared memory, tile transposed and stored from registers."""
     tile_weights, tile_tokens = config.block_M, config.block_N
     threads, stages = config.threads, max(1, config.num_stages)
     row_pieces = pieces(config)
@@ -39,22 +39,16 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
             B_shared = T.alloc_shared((stages, row_pieces, tile_weights // row_pieces, K_STEP), FP8)
             weight_strip = T.alloc_shared((steps,), F32) if ahead.loaded > 0 else None
             scale_strip = T.alloc_shared((steps, tile_tokens), F32)
-            C_shared = T.alloc_shared((tile_tokens, tile_weights), BF16)
-            parts = roles.alloc_group_parts(
-                tile_weights // row_pieces, tile_tokens, row_pieces, threads // 128 // row_pieces
-            )
+            parts = roles.alloc_group_parts(config)
             full, empty = roles.alloc_barriers(stages, 4 * row_pieces, 0)
             roles.swizzled(A_shared, B_shared)
             ring = roles.Ring(A_shared, B_shared, full, empty)
             m_start, n_start = m_tile * tile_tokens, n_tile * tile_weights
             T.pdl_trigger()
             swapped.swapped_tile(
-                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, C_shared, M, m_start,
-                n_start, 0, threads, ahead,
+                A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, M, m_start, n_start, 0,
+                threads, ahead, roles.store, (C, M, N, m_start, n_start),
             )  # fmt: skip
-            T.fence_proxy_async()
-            T.sync_threads()
-            T.copy(C_shared, C[m_start, n_start])
 
     return swap_ab
 

@@ -1,4 +1,4 @@
-"""What both swapAB kinds do on Hopper, up to the transposed tile in shared memory."""
+"""What both swapAB kinds do on Hopper, up to the sum over the K steps of a CTA."""
 
 import tilelang.language as T
 
@@ -73,25 +73,23 @@ def stage_scales(
 
 
 @T.macro
-def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, tile_shared):
-    """One warpgroup's share of a swapAB tile, transposed into tile_shared[token, weight]."""
+def multiply_swapped(warpgroup, warpgroups, ring, scale_strip, parts, finish, operands):
+    """One warpgroup's share of a swapAB tile, and finish(accum, share, *operands, True) with its units."""
     share = Share.of(warpgroup, int(ring.B.shape[1]), warpgroups)
     weights, tokens = ring.B.shape[2], ring.A.shape[2]
     partial = T.alloc_fragment((weights, tokens), F32)
     accum = T.alloc_fragment((weights, tokens), F32)
     accumulate_weights(ring, scale_strip, partial, accum, share)
-    sum_groups(accum, parts, share)
-    if share.group == 0:
-        for i, j in T.Parallel(weights, tokens):
-            tile_shared[j, share.piece * weights + i] = accum[i, j]
+    sum_groups(accum, parts, share, False)
+    finish(accum, share, *operands, True)
 
 
 @T.macro
 def swapped_tile(
-    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, tile_shared, M, m_start, n_start,
-    first_step, threads, ahead,
+    A, A_scale, B, B_scale, ring, weight_strip, scale_strip, parts, M, m_start, n_start, first_step,
+    threads, ahead, finish, operands,
 ):  # fmt: skip
-    """All roles of a swapAB kind: tile_shared[token, weight] = the sum over the K steps of this CTA."""
+    """All roles of a swapAB kind: the K steps of this CTA, then `finish` with accum[weight, token]."""
     thread, warp = T.get_thread_binding(), uniform_warp()
     if warp >= threads // 32:
         T.assume(thread >= threads)
@@ -103,5 +101,7 @@ def swapped_tile(
             A_scale, B_scale, weight_strip, scale_strip, M, m_start, n_start, first_step, threads, ahead
         )
         by_warpgroup(
-            threads // 128, multiply_swapped, (threads // 128, ring, scale_strip, parts, tile_shared)
+            threads // 128,
+            multiply_swapped,
+            (threads // 128, ring, scale_strip, parts, finish, operands),
         )
