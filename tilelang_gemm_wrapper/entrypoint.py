@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.compiler import is_compiling
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper import backends
@@ -47,7 +48,7 @@ def gemm_nt_f8f8bf16(
             C = torch.empty(shape, dtype=torch.bfloat16, device=A_values.device)
     except (AttributeError, IndexError, TypeError, ValueError):
         raise operand_problem(A, B) from None
-    if type(A_values) is torch.Tensor and not torch.compiler.is_compiling():
+    if type(A_values) is torch.Tensor and not is_compiling():
         _launch(A_values, A_scale, B_values, B_scale, C)
     else:  # traced, fake or subclassed tensors go through the dispatcher
         check_tensors(A_values, A_scale, B_values, B_scale, C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import is_grad_enabled
 
 FP8 = torch.float8_e4m3fn
 _F32 = torch.float32
@@ -88,7 +89,7 @@ def lies_right(
         and (c_end <= a_start or a_start + M * K <= c_start)
         and (c_end <= b_start or b_start + N * K <= c_start)
         and not (
-            torch.is_grad_enabled()
+            is_grad_enabled()
             and (
                 C.requires_grad
                 or A.requires_grad
