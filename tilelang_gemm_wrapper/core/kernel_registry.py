@@ -100,6 +100,9 @@ def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
         yield from candidates(split)
 
 
+# Hopper's swapped tiles: threads -> tokens up to which they lead anywhere in the kept tuning journals.
+_HOPPER_SWAPPED = {128: 32, 256: 64}
+
 # Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
 # warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
 _HOPPER_ROWS = {
@@ -110,11 +113,12 @@ _HOPPER_ROWS = {
 
 
 def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
-    for threads in (128, 256):
+    for threads, most_tokens in _HOPPER_SWAPPED.items():
         for stages in (3, 4, 6, 8):
             for weights in (64, 128):
-                for tokens in (8, 16, 32, 64, 128):
-                    yield _candidate(True, weights, tokens, stages, threads, split)
+                for tokens in (8, 16, 32, 64):
+                    if tokens <= most_tokens:
+                        yield _candidate(True, weights, tokens, stages, threads, split)
     for rows, variants in _HOPPER_ROWS.items():
         for threads, rings in variants:
             for stages in rings:
