@@ -1,7 +1,7 @@
-"""Write the README's table of measured figures from a benchmark's CSV.
+"""Write the README's tables of measured figures from the benchmarks' CSVs.
 
-python benchmarks/update_readme.py            # rewrite the block
-python benchmarks/update_readme.py --check    # status 1 if it is out of date
+python benchmarks/update_readme.py            # rewrite the blocks
+python benchmarks/update_readme.py --check    # status 1 if they are out of date
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, OURS_STATIC, checked, geomean
+from tilelang_gemm_wrapper.core.report import (
+    BANDS,
+    OURS_COLUMN_MAJOR,
+    OURS_STATIC,
+    PEERS,
+    checked,
+    geomean,
+)
 from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/NVIDIA_H200/gemm_qwen3-4b.csv"
-BEGIN, END = "<!-- benchmark:begin -->\n", "<!-- benchmark:end -->"
+GRID = ROOT / "benchmarks/results/NVIDIA_H100_80GB_HBM3/gemm_public.csv"
 STATIC_HEADING = " × DeepGEMM, static weights | % of ideal, static weights |"
 TOKENS = (1, 8, 16, 32, 64, 128, 512, 2048, 8192)
 
@@ -72,20 +79,64 @@ def _means(cells: list[dict[str, Row]], provider: str) -> str:
     return f" {geomean(speedups):.2f} | {geomean(shares):.0f} |"
 
 
+def bands(rows: list[Row], source: str) -> str:
+    """By bands of M, as Markdown: our time over the best peer's, cell by cell, and over ideal."""
+    cells = by_cell(checked(rows))
+    shapes = len({cell[1:] for cell in cells})
+    first = rows[0]
+    lines = [
+        f"{shapes} public shapes on {first.device.replace('_', ' ')}, {len(cells)} cells: our time ÷ the",
+        "best peer's, the faster of DeepGEMM with prepared scales and cuBLAS in each cell, and ÷ ideal.",
+        "Geometric means, in brackets the worst cell. A kernel that starts under the one before it can take",
+        "less than ideal.",
+        f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
+        f"[Every cell]({source}).",
+        "",
+        "| M | ÷ best peer | ÷ ideal | static weights ÷ best peer | ÷ ideal |",
+        "|---" * 5 + "|",
+    ]
+    for label, holds in BANDS:
+        band = [providers for cell, providers in cells.items() if holds(cell[0])]
+        columns = (_over(band, OURS_COLUMN_MAJOR), _over(band, OURS_STATIC))
+        lines.append(f"| {label} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _over(band: list[dict[str, Row]], provider: str) -> str:
+    """Two columns of a band: over the best peer, with the worst cell, and over ideal."""
+    over_peer, over_ideal = [], []
+    for cell in band:
+        ours = cell.get(provider)
+        peers = [us for name in PEERS if name in cell and (us := cell[name].p50_us)]
+        if ours is not None and ours.p50_us and ours.ideal_us and peers:
+            over_peer.append(ours.p50_us / min(peers))
+            over_ideal.append(ours.p50_us / ours.ideal_us)
+    if not over_peer:
+        return "– | –"
+    return f"{geomean(over_peer):.2f} ({max(over_peer):.2f}) | {geomean(over_ideal):.2f}"
+
+
+def filled(text: str, name: str, block: str) -> str:
+    """`text` with what stands between the marks of `name` replaced."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    head, rest = text.split(begin)
+    return head + begin + block + end + rest.split(end)[1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, tell whether the block is current"
+        "--check", action="store_true", help="write nothing, tell whether the blocks are current"
     )
     options = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    source = RESULTS.with_suffix(".md").relative_to(ROOT).as_posix()
-    new = head + BEGIN + block(read_rows(RESULTS, Row), source) + END + tail
+    new = text
+    for name, table, results in (("benchmark", block, RESULTS), ("bands", bands, GRID)):
+        source = results.with_suffix(".md").relative_to(ROOT).as_posix()
+        new = filled(new, name, table(read_rows(results, Row), source))
     if options.check:
         return int(new != text)
     readme.write_text(new, encoding="utf-8")
