@@ -105,14 +105,14 @@ _HOPPER_SWAPPED = {128: 32, 256: 64}
 
 # Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
 # warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
-# Rings of 10 lead nowhere but with tiles so narrow that two CTAs with a shorter one fit on an SM, where some
-# SMs then have two and others none.
-_RING_OF_NARROW_TILES = 10
 _HOPPER_ROWS = {
     64: ((256, (4, 6, 8, 10)), (384, (6,))),
     128: ((256, (3, 4, 5, 6)),),
     192: ((384, (3, 4)),),
 }
+# A ring so deep leads nowhere but with tiles so narrow that two CTAs with a shorter one fit on an SM, where
+# some SMs then have two and others none.
+_RING_OF_NARROW_TILES, _NARROW_TILE = 10, 32
 
 
 def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
@@ -125,7 +125,7 @@ def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
     for rows, variants in _HOPPER_ROWS.items():
         for threads, rings in variants:
             for stages in rings:
-                widest = 192 if stages < _RING_OF_NARROW_TILES else 32
+                widest = 192 if stages < _RING_OF_NARROW_TILES else _NARROW_TILE
                 for weights in range(16, widest + 1, 16):
                     yield _candidate(False, rows, weights, stages, threads, split)
 
