@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 from tilelang_gemm_wrapper.core.report import (
-    BANDS,
     OURS_COLUMN_MAJOR,
     OURS_STATIC,
     PEERS,
+    band_table,
     checked,
     geomean,
+    versus_table,
 )
 from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
 
@@ -81,39 +82,20 @@ def _means(cells: list[dict[str, Row]], provider: str) -> str:
 
 def bands(rows: list[Row], source: str) -> str:
     """By bands of M, as Markdown: our time over the best peer's, cell by cell, and over ideal."""
-    cells = by_cell(checked(rows))
-    shapes = len({cell[1:] for cell in cells})
+    ours = [row for row in rows if row.provider in (OURS_COLUMN_MAJOR, OURS_STATIC)]
+    cells = by_cell(rows)
     first = rows[0]
     lines = [
-        f"{shapes} public shapes on {first.device.replace('_', ' ')}, {len(cells)} cells: our time ÷ the",
-        "best peer's, the faster of DeepGEMM with prepared scales and cuBLAS in each cell, and ÷ ideal.",
-        "Geometric means, in brackets the worst cell. A kernel that starts under the one before it can take",
-        "less than ideal.",
+        f"{len({cell[1:] for cell in cells})} public shapes on {first.device.replace('_', ' ')}, "
+        f"{len(cells)} cells. The best peer is the faster of DeepGEMM",
+        "with prepared scales and cuBLAS in each cell. Geometric means, in brackets the worst cell. A kernel",
+        "that starts under the one before it can take less than ideal.",
         f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
         f"[Every cell]({source}).",
         "",
-        "| M | ÷ best peer | ÷ ideal | static weights ÷ best peer | ÷ ideal |",
-        "|---" * 5 + "|",
     ]
-    for label, holds in BANDS:
-        band = [providers for cell, providers in cells.items() if holds(cell[0])]
-        columns = (_over(band, OURS_COLUMN_MAJOR), _over(band, OURS_STATIC))
-        lines.append(f"| {label} | {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _over(band: list[dict[str, Row]], provider: str) -> str:
-    """Two columns of a band: over the best peer, with the worst cell, and over ideal."""
-    over_peer, over_ideal = [], []
-    for cell in band:
-        ours = cell.get(provider)
-        peers = [us for name in PEERS if name in cell and (us := cell[name].p50_us)]
-        if ours is not None and ours.p50_us and ours.ideal_us and peers:
-            over_peer.append(ours.p50_us / min(peers))
-            over_ideal.append(ours.p50_us / ours.ideal_us)
-    if not over_peer:
-        return "– | –"
-    return f"{geomean(over_peer):.2f} ({max(over_peer):.2f}) | {geomean(over_ideal):.2f}"
+    against = versus_table(ours + [row for row in rows if row.provider in PEERS])
+    return "\n".join(lines) + f"\n{against}\n{band_table(ours)}"
 
 
 def filled(text: str, name: str, block: str) -> str:

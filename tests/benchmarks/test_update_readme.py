@@ -49,29 +49,23 @@ def test_static_weights_get_columns_of_their_own(rows: list[Row]) -> None:
 
 
 def test_bands_take_the_faster_peer_of_each_cell(rows: list[Row]) -> None:
-    """Ours is made half of DeepGEMM's time, and cuBLAS as fast as ours."""
+    """Ours is made 0.9 of DeepGEMM's time, and cuBLAS from M = 1024 on as fast as ours."""
     made = [row for row in rows if row.provider == "deep_gemm"]
     made += [
-        replace(row, provider=name, p50_us=row.p50_us / 2)
+        replace(row, provider=name, p50_us=row.p50_us * 0.9)
         for row in made
         if row.p50_us
         for name in (OURS_COLUMN_MAJOR, "cublas")
         if name == OURS_COLUMN_MAJOR or row.M >= 1024
     ]
-    lines = SCRIPT["bands"](made, "grid.md").splitlines()
-    figures = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines if line[0:1] == "|"}
-    assert figures["2–16"][0] == "0.50 (0.50)"
-    assert figures["above 1024"][0] == "1.00 (1.00)"
-    assert figures["257–1024"][0].endswith("(1.00)")
-    assert figures["1"][2] == "–", "nothing was timed with static weights"
+    lines = [line for line in SCRIPT["bands"](made, "grid.md").splitlines() if line.startswith("|")]
+    figures = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines[: len(lines) // 2]}
+    assert figures["2–16"] == "0.90 (0.90)"
+    assert figures["above 1024"] == "1.00 (1.00)"
+    assert figures["257–1024"].endswith("(1.00)")
+    assert not any("static" in line for line in lines), "nothing was timed with static weights"
 
 
-def test_readme_is_current() -> None:
-    readme = SCRIPT["ROOT"] / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, table, results in (
-        ("benchmark", "block", SCRIPT["RESULTS"]),
-        ("bands", "bands", SCRIPT["GRID"]),
-    ):
-        source = results.with_suffix(".md").relative_to(SCRIPT["ROOT"]).as_posix()
-        assert SCRIPT["filled"](text, name, SCRIPT[table](read_rows(results, Row), source)) == text
+def test_readme_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["update_readme.py", "--check"])
+    assert SCRIPT["main"]() == 0

@@ -16,6 +16,7 @@ from tilelang_gemm_wrapper.core.tuner.records import Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
 PATH = Path("benchmarks/results/NVIDIA_H100_80GB_HBM3/trials/39_tuning_journal.jsonl.xz")
+EARLIER_PATH = Path("benchmarks/results/NVIDIA_H200/trials/10_tuning_journal.jsonl.xz")
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
 LEAST_TIMED = 8  # with fewer candidates nothing is chosen
 
@@ -24,10 +25,10 @@ Times = dict[tuple[int, Shape], dict[KernelConfig, float]]
 
 
 @cache
-def timings() -> Times:
+def timings(path: Path = PATH) -> Times:
     """µs by (M, (N, K)) and TileLang config, of the configs that a tuner would try today."""
     times: Times = {}
-    with lzma.open(Path(__file__).resolve().parents[2] / PATH) as lines:
+    with lzma.open(Path(__file__).resolve().parents[2] / path) as lines:
         for record in read_records(lines):
             if isinstance(record, Timing) and record.config in _search_space(record.N, record.K):
                 cell = times.setdefault((record.M, (record.N, record.K)), {})

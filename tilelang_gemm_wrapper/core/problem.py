@@ -197,7 +197,7 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
         if C.data_ptr() < end and start < C.data_ptr() + 2 * C.numel():
             return ValueError(f"C overlaps {name} in memory, expected a buffer of its own; allocate C apart")
     for name, tensor in tensors.items():
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if tensor.requires_grad and is_grad_enabled():
             return ValueError(
                 f"{name} requires grad, but the FP8 GEMM has no backward; pass {name}.detach() or run under "
                 "torch.no_grad()"
