@@ -3,7 +3,7 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, instructions, persistent, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, persistent, promotion, roles, scales
 from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
@@ -21,7 +21,8 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 def load_tiles(A, B, ring, tiles, at, steps, ahead, first_thread):
     """Everything that the TMA warp does."""
     persistent.locate(at, tiles, 0)
-    roles.load_ahead(B, ring, at[0], at[1], 0, ahead, False)
+    if tiles.turns > 0:
+        roles.load_ahead(B, ring, at[0], at[1], 0, ahead, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0]
@@ -111,7 +112,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
     ahead = Ahead.of(config, steps, static_weights)
-    ctas = sm_count * ctas_per_sm(config, N, K)
+    ctas = persistent.in_pairs(sm_count * ctas_per_sm(config, N, K))
     math_registers, loading_registers = register_split(config)
     M, token_stride, group_stride = run_time_sizes()
 
@@ -123,9 +124,10 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
         B_scale: T.Tensor((-(-N // 128), steps), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with T.Kernel(
-            T.min(T.ceildiv(M, config.block_M) * -(-N // config.block_N), ctas),
+        with cluster.kernel(
+            persistent.grid_of(M, N, config.block_M, config.block_N, ctas),
             threads=threads + 32 * LOADING_WARPS,
+            cluster_dims=(persistent.PAIR, 1, 1),
         ) as cta:
             T.import_source(instructions.SOURCE)
             A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)

@@ -1,9 +1,15 @@
-"""Which tiles each CTA of a persistent kernel computes, and in which order."""
+"""Which tiles each CTA of a persistent kernel computes, and in which order.
+
+The CTAs come in clusters of two, which share nothing but the way to L2: their tiles lie one below the other
+in C, so both need the same weights at about the same time, and the SMs of a cluster get them for less than
+any two SMs would (docs/hopper-speed.md).
+"""
 
 from typing import Any, NamedTuple
 
 import tilelang.language as T
 
+PAIR = 2  # CTAs in a cluster
 TILES_PER_PANEL = 8  # token tiles that share the weight tiles they find in L2
 
 
@@ -17,6 +23,16 @@ class Tiles(NamedTuple):
     first: Any
     workers: Any
     turns: Any  # how many this CTA computes
+
+
+def in_pairs(ctas: int) -> int:
+    """At most so many CTAs, but a pair at least."""
+    return max(PAIR, ctas // PAIR * PAIR)
+
+
+def grid_of(M, N, tile_tokens, tile_weights, ctas):
+    """A CTA for each tile of an (M, N) result, one more if they are odd, and at most `ctas`, which are even."""
+    return T.min(T.ceildiv(T.ceildiv(M, tile_tokens) * -(-N // tile_weights), PAIR) * PAIR, ctas)
 
 
 def tiles_of(cta, M, N, tile_tokens, tile_weights, ctas):
