@@ -61,6 +61,7 @@ def _jobs():
         KernelConfig("base", 64, 48, 128, 4, 256),
         KernelConfig("base", 128, 144, 128, 3, 256),
         KernelConfig("base", 192, 96, 128, 3, 384),
+        KernelConfig("base", 256, 128, 128, 2, 256),
         KernelConfig("swapAB", 64, 16, 128, 4, 256),
         KernelConfig("swapAB", 128, 32, 128, 4, 256),
         KernelConfig("splitK", 64, 64, 128, 3, 128, 4),

@@ -25,6 +25,8 @@ CASES = [
     (HOPPER, KernelConfig("base", 128, 96, 128, 5, 256), 1600, 640),
     (HOPPER, KernelConfig("base", 128, 192, 128, 4, 256), 2112, 896),
     (HOPPER, KernelConfig("base", 256, 32, 128, 4, 128), 576, 512),
+    (HOPPER, KernelConfig("base", 256, 128, 128, 3, 256), 2112, 7168),
+    (HOPPER, KernelConfig("base", 256, 64, 128, 3, 128), 576, 640),
     (HOPPER, KernelConfig("swapAB", 64, 8, 128, 8, 128), 2112, 7168),
     (HOPPER, KernelConfig("swapAB", 64, 16, 128, 4, 256), 576, 512),
     (HOPPER, KernelConfig("swapAB", 128, 128, 128, 4, 256), 1600, 512),

@@ -15,6 +15,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
     partials,
     register_split,
     shared_memory_bytes,
+    waves,
     why_unbuildable,
 )
 
@@ -85,9 +86,10 @@ REFUSED = [
     ("sm_89", KernelConfig("splitK_swapAB", 96, 16, 128, 3, 128, 2), ["block_M = 96", "scale block"]),
     (
         "sm_90a",
-        KernelConfig("base", 128, 128, 128, 4, 128),
+        KernelConfig("splitK", 128, 128, 128, 4, 128, 2),
         ["128 x 128", "128 threads", "256 float32", "more"],
     ),
+    ("sm_90a", KernelConfig("base", 256, 112, 128, 3, 256), ["256 x 112", "224 float32", "smaller tile"]),
     ("sm_89", KernelConfig("base", 256, 128, 128, 2, 256), ["256 x 128", "256 float32", "smaller tile"]),
     ("sm_90a", KernelConfig("base", 64, 64, 128, 4, 384), ["num_stages = 4", "3 groups", "multiple of 3"]),
     ("sm_90a", KernelConfig("swapAB", 64, 32, 128, 3, 256), ["num_stages = 3", "2 groups", "multiple of 2"]),
@@ -119,6 +121,7 @@ BUILDABLE = [
     ("sm_90a", KernelConfig("base", 192, 128, 128, 4, 384)),  # the largest
     ("sm_90a", KernelConfig("base", 64, 128, 128, 4, 256)),  # two warpgroups side by side
     ("sm_90a", KernelConfig("base", 256, 64, 128, 4, 256)),  # two WGMMA of each warpgroup
+    ("sm_90a", KernelConfig("base", 256, 128, 128, 3, 256)),  # in two waves
     ("sm_90a", KernelConfig("splitK", 256, 32, 128, 4, 128, 2)),  # four WGMMA of one warpgroup
     ("sm_90a", KernelConfig("swapAB", 64, 8, 128, 4, 128)),  # the narrowest WGMMA
     ("sm_90a", KernelConfig("swapAB", 64, 16, 128, 4, 256)),  # two warpgroups of 8 columns
@@ -147,6 +150,20 @@ def test_tiles_at_the_limit_have_a_kernel(arch, config):
 )
 def test_two_partials_where_they_are_of_use_and_fit(config, count):
     assert partials(config) == count
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (KernelConfig("base", 256, 128, 128, 3, 256), 2),
+        (KernelConfig("base", 256, 64, 128, 3, 128), 4),
+        (KernelConfig("base", 256, 96, 128, 3, 256), 1),  # a partial of all its 128 rows fits
+        (KernelConfig("base", 128, 192, 128, 4, 256), 1),  # it has 64 rows a warpgroup
+        (KernelConfig("base", 64, 128, 128, 4, 256), 1),
+    ],
+)
+def test_waves_where_a_partial_of_all_rows_does_not_fit(config, count):
+    assert waves(config) == count
 
 
 def test_no_warp_asks_for_registers_that_others_did_not_give():

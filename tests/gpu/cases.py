@@ -19,6 +19,8 @@ CONFIGS: dict[str, list[KernelConfig]] = {
         KernelConfig("base", 128, 96, 128, 5, 256),
         KernelConfig("base", 128, 128, 128, 4, 256),
         KernelConfig("base", 256, 32, 128, 3, 128),
+        KernelConfig("base", 256, 128, 128, 3, 256),
+        KernelConfig("base", 128, 128, 128, 3, 128),
         KernelConfig("base", 128, 32, 128, 6, 256),
         KernelConfig("base", 64, 144, 128, 4, 256),
         KernelConfig("base", 64, 128, 128, 4, 256),

@@ -104,12 +104,15 @@ def _candidates(K: int, device: Device) -> Iterator[KernelConfig]:
 _HOPPER_SWAPPED = {128: 32, 256: 64}
 
 # Hopper's straight tiles: rows -> the threads and rings worth trying. 64 rows are shared by two or three
-# warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own.
+# warpgroups in turns, which the ring's stages must allow; each warpgroup of a taller tile has 64 of its own,
+# or 128 in two waves, of which one width is worth it.
 _HOPPER_ROWS = {
     64: ((256, (4, 6, 8, 10)), (384, (6,))),
     128: ((256, (3, 4, 5, 6)),),
     192: ((384, (3, 4)),),
+    256: ((256, (3,)),),
 }
+_WIDTHS_IN_WAVES = (128,)
 # A ring so deep leads nowhere but with tiles so narrow that two CTAs with a shorter one fit on an SM, where
 # some SMs then have two and others none.
 _RING_OF_NARROW_TILES, _NARROW_TILE = 10, 32
@@ -126,7 +129,7 @@ def _hopper_candidates(split: int) -> Iterator[KernelConfig]:
         for threads, rings in variants:
             for stages in rings:
                 widest = 192 if stages < _RING_OF_NARROW_TILES else _NARROW_TILE
-                for weights in range(16, widest + 1, 16):
+                for weights in _WIDTHS_IN_WAVES if rows > 192 else range(16, widest + 1, 16):
                     yield _candidate(False, rows, weights, stages, threads, split)
 
 

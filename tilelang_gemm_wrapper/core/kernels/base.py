@@ -3,7 +3,15 @@
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, persistent, promotion, roles, scales
+from tilelang_gemm_wrapper.core.kernels import (
+    ada,
+    cluster,
+    instructions,
+    persistent,
+    promotion,
+    roles,
+    scales,
+)
 from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import (
@@ -14,6 +22,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
     pieces,
     register_split,
     scale_blocks,
+    waves,
 )
 
 
@@ -51,12 +60,17 @@ def alloc_stored(rows, columns):
 
 
 @T.macro
-def round_to_bfloat16(accum, C_shared):
+def round_to_bfloat16(wave, accums, C_shared):
+    """The sums of the waves from `wave` on, one below the other."""
+    accum = accums[wave]
+    rows = accum.shape[0]
     if len(C_shared.shape) == 2:
-        T.copy(accum, C_shared)
+        T.copy(accum, C_shared[wave * rows : (wave + 1) * rows, :])
     else:
-        for i, j in T.Parallel(accum.shape[0], accum.shape[1]):
-            C_shared[j // 16, i, j % 16] = accum[i, j]
+        for i, j in T.Parallel(rows, accum.shape[1]):
+            C_shared[j // 16, wave * rows + i, j % 16] = accum[i, j]
+    if wave + 1 < len(accums):
+        round_to_bfloat16(wave + 1, accums, C_shared)
 
 
 @T.macro
@@ -71,7 +85,7 @@ def store(C_shared, C, m_start, n_start):
 
 
 @T.macro
-def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at, C, steps, ahead):
+def multiply_tiles(warpgroup, warpgroups, partial_count, wave_count, ring, parts, tiles, at, C, steps):
     """Everything that warpgroup number `warpgroup` does: its share of every tile of this CTA.
 
     A tile is stored by TMA, which is waited for only when the next tile is to be stored, or from registers
@@ -80,24 +94,25 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, ring, parts, tiles, at,
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     rows, columns = ring.A.shape[2], ring.B.shape[2]
     C_shared = alloc_stored(rows, columns) if share.groups == 1 else None
-    partials = promotion.alloc_partials(partial_count, rows, columns)
-    accum = T.alloc_fragment((rows, columns), F32)
-    scale = T.alloc_fragment((rows,), F32)
-    scale_beyond = T.alloc_fragment((rows,), F32)
+    rows_of_wave = rows // wave_count
+    partials = promotion.alloc_fragments(partial_count, rows_of_wave, columns)
+    accums = promotion.alloc_fragments(wave_count, rows_of_wave, columns)
+    scale = T.alloc_fragment((rows_of_wave,), F32)
+    scale_beyond = T.alloc_fragment((rows_of_wave,), F32)
     T.pdl_sync()
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
         m_start = at[0] + share.piece * rows
         n_start = at[1]
-        promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn, share)
-        roles.sum_groups(accum, parts, share, True)
+        promotion.accumulate(ring, partials, accums, scale, scale_beyond, n_start, steps, turn, share)
+        roles.sum_groups(accums[0], parts, share, True)
         if share.groups > 1:
-            roles.store(accum, share, C, C.shape[0], C.shape[1], at[0], n_start, False)
+            roles.store(accums[0], share, C, C.shape[0], C.shape[1], at[0], n_start, False)
         else:
             if T.get_thread_binding() < warpgroup * 128 + 32:
                 T.tma_store_wait(0)
             T.sync_threads(1 + share.piece, 128)
-            round_to_bfloat16(accum, C_shared)
+            round_to_bfloat16(0, accums, C_shared)
             T.fence_proxy_async()
             T.sync_threads(5 + share.piece, 128)
             if T.get_thread_binding() < warpgroup * 128 + 32:
@@ -161,7 +176,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
                 roles.by_warpgroup(
                     warpgroups,
                     multiply_tiles,
-                    (warpgroups, partials(config), ring, parts, tiles, at, C, steps, ahead),
+                    (warpgroups, partials(config), waves(config), ring, parts, tiles, at, C, steps),
                 )
 
     return base

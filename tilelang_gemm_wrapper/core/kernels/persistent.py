@@ -31,7 +31,7 @@ def in_pairs(ctas: int) -> int:
 
 
 def grid_of(M, N, tile_tokens, tile_weights, ctas):
-    """A CTA for each tile of an (M, N) result, one more if they are odd, and at most `ctas`, which are even."""
+    """A CTA for each tile of an (M, N) result, one more if they are odd, and at most `ctas` (even)."""
     return T.min(T.ceildiv(T.ceildiv(M, tile_tokens) * -(-N // tile_weights), PAIR) * PAIR, ctas)
 
 

@@ -3,6 +3,8 @@
 A step's partial is scaled and added to the accumulator in float32 ("promotion"). With one partial the tensor
 cores have only the other warpgroup's work meanwhile; with two, the next step's products are under way. That
 costs registers and keeps a slot a little longer, so it is for tiles with long steps (`resources.partials`).
+A piece of rows whose partial does not fit at all is multiplied in waves, with a partial and an accumulator
+for 64 rows at a time (`resources.waves`), as in DeepGEMM's sm90 1D2D kernel.
 """
 
 import math
@@ -14,30 +16,37 @@ from tilelang_gemm_wrapper.core.kernels.roles import arrive, each_step, use_of
 
 
 @T.macro
-def multiply(slot, use, ring, piece, partial):
-    """Start the products of one K step once its slot is full."""
-    T.barrier_wait(ring.full[slot], use & 1)
+def multiply(slot, use, ring, piece, wave, partial):
+    """Start the products of one K step, or of one wave of it, once its slot is full."""
+    rows = partial.shape[0]
+    if wave == 0:
+        T.barrier_wait(ring.full[slot], use & 1)
     T.wgmma_gemm(
-        ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
+        ring.A[slot, piece, wave * rows : (wave + 1) * rows, :],
+        ring.B[slot, 0, :, :],
+        partial,
+        transpose_B=True,
+        clear_accum=True,
     )
 
 
 @T.macro
-def promote(slot, ring, piece, partial, accum, scale, scale_beyond, n_start, under_way):
+def promote(slot, ring, piece, wave, waves, partial, accum, scale, scale_beyond, n_start, under_way):
     """accum[token, weight] += a step's partial * its scales, with `under_way` later WGMMAs not waited for.
 
     Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
     places that choosing between the two scales costs little.
     """
     tokens, weights = accum.shape
-    first = piece * tokens
+    first = (piece * waves + wave) * tokens
     for i in T.Parallel(tokens):
         scale[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 0]
     if ring.B_scale.shape[1] > 1:
         for i in T.Parallel(tokens):
             scale_beyond[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 1]
     T.wait_wgmma(under_way)
-    arrive(ring.empty, slot)
+    if wave == waves - 1:
+        arrive(ring.empty, slot)
     if ring.B_scale.shape[1] == 1:
         for i, j in T.Parallel(tokens, weights):
             accum[i, j] += partial[i, j] * scale[i]
@@ -50,44 +59,62 @@ def promote(slot, ring, piece, partial, accum, scale, scale_beyond, n_start, und
 
 
 @T.macro
-def step_alone(slot, k, use, ring, partials, accum, scale, scale_beyond, n_start, piece):
-    """One K step from its products to its sum."""
-    multiply(slot, use, ring, piece, partials[0])
-    promote(slot, ring, piece, partials[0], accum, scale, scale_beyond, n_start, 0)
+def waves_from(wave, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece):
+    """The waves of one K step from `wave` on, each from its products to its sum."""
+    waves = len(accums)
+    multiply(slot, use, ring, piece, wave, partials[0])
+    promote(slot, ring, piece, wave, waves, partials[0], accums[wave], scale, scale_beyond, n_start, 0)
+    if wave + 1 < waves:
+        waves_from(wave + 1, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece)
 
 
 @T.macro
-def steps_in_pairs(slot, end, lap, steps, turn, ring, partials, accum, scale, scale_beyond, n_start, piece):
+def step_alone(slot, k, use, ring, partials, accums, scale, scale_beyond, n_start, piece):
+    """One K step from its products to its sum."""
+    waves_from(0, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece)
+
+
+@T.macro
+def steps_in_pairs(slot, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece):
     """The slots from `slot` on, whose products are under way, up to `end`: each promoted under the next's.
 
     A macro that calls itself, since TileLang 0.1.11 has no loop whose index chooses between buffers.
     """
     ahead = slot + 1
     if ahead < end:
-        multiply(ahead, use_of(ahead, turn, lap, steps, ring.stages), ring, piece, partials[ahead % 2])
+        multiply(ahead, use_of(ahead, turn, lap, steps, ring.stages), ring, piece, 0, partials[ahead % 2])
     promote(
-        slot, ring, piece, partials[slot % 2], accum, scale, scale_beyond, n_start, 1 if ahead < end else 0
-    )
+        slot, ring, piece, 0, 1, partials[slot % 2], accums[0], scale, scale_beyond, n_start,
+        1 if ahead < end else 0,
+    )  # fmt: skip
     if ahead < end:
         steps_in_pairs(
-            ahead, end, lap, steps, turn, ring, partials, accum, scale, scale_beyond, n_start, piece
+            ahead, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece
         )
 
 
 @T.macro
-def lap_in_pairs(end, lap, steps, turn, ring, partials, accum, scale, scale_beyond, n_start, piece):
+def lap_in_pairs(end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece):
     """One way around the ring, or its first `end` slots. No products stay under way from lap to lap: ptxas
     lets WGMMAs overlap only in straight-line code."""
     if end > 0:
-        multiply(0, use_of(0, turn, lap, steps, ring.stages), ring, piece, partials[0])
-        steps_in_pairs(0, end, lap, steps, turn, ring, partials, accum, scale, scale_beyond, n_start, piece)
+        multiply(0, use_of(0, turn, lap, steps, ring.stages), ring, piece, 0, partials[0])
+        steps_in_pairs(0, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece)
 
 
 @T.macro
-def accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn, share):
-    """accum[token, weight] = a warpgroup's share of all K steps of one tile, with one partial or two."""
-    T.clear(accum)
-    operands = (ring, partials, accum, scale, scale_beyond, n_start, share.piece)
+def clear_from(wave, accums):
+    """The sums of the waves from `wave` on, at the start of a tile."""
+    T.clear(accums[wave])
+    if wave + 1 < len(accums):
+        clear_from(wave + 1, accums)
+
+
+@T.macro
+def accumulate(ring, partials, accums, scale, scale_beyond, n_start, steps, turn, share):
+    """accums[wave][token, weight] = a warpgroup's share of all K steps of a tile, with one partial or two."""
+    clear_from(0, accums)
+    operands = (ring, partials, accums, scale, scale_beyond, n_start, share.piece)
     if len(partials) == 1:
         each_step(ring, steps, turn, share, step_alone, operands)
     else:
@@ -97,5 +124,5 @@ def accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, turn,
         lap_in_pairs(steps % ring.stages, laps, steps, turn, *operands)
 
 
-def alloc_partials(count, rows, columns):
+def alloc_fragments(count, rows, columns):
     return tuple(T.alloc_fragment((rows, columns), F32) for _ in range(count))

@@ -202,6 +202,19 @@ def partials(config: KernelConfig) -> int:
     return 2 if useful and 3 * _tile_values(config, "sm_90a") <= _most_values(config, "sm_90a") else 1
 
 
+def waves(config: KernelConfig) -> int:
+    """In how many waves of 64 rows a warpgroup of Hopper's `base` multiplies its piece of a tile.
+
+    One where a partial of the whole piece fits beside its accumulator; else each wave has its turn with a
+    smaller one. Not for tiles across two scale blocks, which spill.
+    """
+    if config.kernel_type != "base" or step_groups(config) > 1 or scale_blocks(config) > 1:
+        return 1
+    if 2 * _tile_values(config, "sm_90a") <= _most_values(config, "sm_90a"):
+        return 1
+    return config.block_M // pieces(config) // 64
+
+
 def _tile_values(config: KernelConfig, arch: str) -> int:
     """The accumulator, or a partial, in float32 values a multiplying thread."""
     groups = step_groups(config) if arch == "sm_90a" else 1
@@ -210,8 +223,10 @@ def _tile_values(config: KernelConfig, arch: str) -> int:
 
 def _values(config: KernelConfig, arch: str) -> int:
     """Accumulator and partials, in float32 values a multiplying thread."""
-    two = arch == "sm_90a" and not config.is_swap_ab and partials(config) == 2
-    return (3 if two else 2) * _tile_values(config, arch)
+    tile = _tile_values(config, arch)
+    if arch != "sm_90a" or config.is_swap_ab:
+        return 2 * tile
+    return tile + partials(config) * tile // waves(config)
 
 
 def _most_values(config: KernelConfig, arch: str) -> int:

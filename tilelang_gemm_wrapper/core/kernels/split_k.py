@@ -26,11 +26,11 @@ def multiply_share(
     """One warpgroup's share of the K steps of this CTA, and of the cluster's sum."""
     share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
     tokens, weights = ring.A.shape[2], ring.B.shape[2]
-    partials = promotion.alloc_partials(partial_count, tokens, weights)
+    partials = promotion.alloc_fragments(partial_count, tokens, weights)
     accum = T.alloc_fragment((tokens, weights), F32)
     scale = T.alloc_fragment((tokens,), F32)
     scale_beyond = T.alloc_fragment((tokens,), F32)
-    promotion.accumulate(ring, partials, accum, scale, scale_beyond, n_start, steps, 0, share)
+    promotion.accumulate(ring, partials, (accum,), scale, scale_beyond, n_start, steps, 0, share)
     roles.sum_groups(accum, parts, share, False)
     cluster.reduce_store(accum, share, inbox, C, M, N, m_start, n_start, False)
 
