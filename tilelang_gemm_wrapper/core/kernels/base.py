@@ -91,10 +91,10 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, wave_count, ring, parts
     A tile is stored by TMA, which is waited for only when the next tile is to be stored, or from registers
     where warpgroups took turns and each has some of the columns.
     """
-    share = roles.Share.of(warpgroup, int(ring.A.shape[1]), warpgroups)
-    rows, columns = ring.A.shape[2], ring.B.shape[2]
+    share = roles.Share.of(warpgroup, int(ring.A.shape[1]) // wave_count, warpgroups)
+    rows_of_wave, columns = ring.A.shape[2], ring.B.shape[2]
+    rows = rows_of_wave * wave_count
     C_shared = alloc_stored(rows, columns) if share.groups == 1 else None
-    rows_of_wave = rows // wave_count
     partials = promotion.alloc_fragments(partial_count, rows_of_wave, columns)
     accums = promotion.alloc_fragments(wave_count, rows_of_wave, columns)
     scale = T.alloc_fragment((rows_of_wave,), F32)
@@ -124,6 +124,7 @@ def multiply_tiles(warpgroup, warpgroups, partial_count, wave_count, ring, parts
 def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count: int):
     """Hopper kernel: persistent, the store of a tile under the K steps of the next."""
     warpgroups, row_pieces = config.threads // 128, pieces(config)
+    row_parts = row_pieces * waves(config)
     threads, stages = config.threads, max(1, config.num_stages)
     steps = K // K_STEP
     ahead = Ahead.of(config, steps, static_weights)
@@ -145,7 +146,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
             cluster_dims=(persistent.PAIR, 1, 1),
         ) as cta:
             T.import_source(instructions.SOURCE)
-            A_shared = T.alloc_shared((stages, row_pieces, config.block_M // row_pieces, K_STEP), FP8)
+            A_shared = T.alloc_shared((stages, row_parts, config.block_M // row_parts, K_STEP), FP8)
             B_shared = T.alloc_shared((stages, 1, config.block_N, K_STEP), FP8)
             token_scales = T.alloc_shared((stages, config.block_M), F32)
             weight_scales = T.alloc_shared((stages, scale_blocks(config)), F32)

@@ -16,13 +16,12 @@ from tilelang_gemm_wrapper.core.kernels.roles import arrive, each_step, use_of
 
 
 @T.macro
-def multiply(slot, use, ring, piece, wave, partial):
+def multiply(slot, use, ring, piece, wave, waves, partial):
     """Start the products of one K step, or of one wave of it, once its slot is full."""
-    rows = partial.shape[0]
     if wave == 0:
         T.barrier_wait(ring.full[slot], use & 1)
     T.wgmma_gemm(
-        ring.A[slot, piece, wave * rows : (wave + 1) * rows, :],
+        ring.A[slot, piece * waves + wave, :, :],
         ring.B[slot, 0, :, :],
         partial,
         transpose_B=True,
@@ -62,7 +61,7 @@ def promote(slot, ring, piece, wave, waves, partial, accum, scale, scale_beyond,
 def waves_from(wave, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece):
     """The waves of one K step from `wave` on, each from its products to its sum."""
     waves = len(accums)
-    multiply(slot, use, ring, piece, wave, partials[0])
+    multiply(slot, use, ring, piece, wave, waves, partials[0])
     promote(slot, ring, piece, wave, waves, partials[0], accums[wave], scale, scale_beyond, n_start, 0)
     if wave + 1 < waves:
         waves_from(wave + 1, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece)
@@ -82,7 +81,7 @@ def steps_in_pairs(slot, end, lap, steps, turn, ring, partials, accums, scale, s
     """
     ahead = slot + 1
     if ahead < end:
-        multiply(ahead, use_of(ahead, turn, lap, steps, ring.stages), ring, piece, 0, partials[ahead % 2])
+        multiply(ahead, use_of(ahead, turn, lap, steps, ring.stages), ring, piece, 0, 1, partials[ahead % 2])
     promote(
         slot, ring, piece, 0, 1, partials[slot % 2], accums[0], scale, scale_beyond, n_start,
         1 if ahead < end else 0,
@@ -98,7 +97,7 @@ def lap_in_pairs(end, lap, steps, turn, ring, partials, accums, scale, scale_bey
     """One way around the ring, or its first `end` slots. No products stay under way from lap to lap: ptxas
     lets WGMMAs overlap only in straight-line code."""
     if end > 0:
-        multiply(0, use_of(0, turn, lap, steps, ring.stages), ring, piece, 0, partials[0])
+        multiply(0, use_of(0, turn, lap, steps, ring.stages), ring, piece, 0, 1, partials[0])
         steps_in_pairs(0, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece)
 
 

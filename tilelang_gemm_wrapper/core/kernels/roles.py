@@ -41,9 +41,10 @@ FIRST_GROUP_BARRIER = 9  # named barriers 1 to 8 belong to the kernels
 class Ring(NamedTuple):
     """The slots, each for one K step, and their barriers.
 
-    A and B hold the tile of that operand in the pieces that the warpgroups multiply: (stages, pieces, rows of
-    a piece, 128) e4m3. Only the operand in WGMMA's rows has more than one. In base and splitK a slot has the
-    step's scales too: A_scale (stages, tokens of the tile) and B_scale (stages, scale blocks of the tile).
+    A and B hold the tile of that operand in the pieces that the warpgroups multiply, or the waves of these:
+    (stages, pieces, rows of a piece, 128) e4m3. Only the operand in WGMMA's rows has more than one. In base
+    and splitK a slot has the step's scales too: A_scale (stages, tokens of the tile) and B_scale (stages,
+    scale blocks of the tile).
     """
 
     A: Any
