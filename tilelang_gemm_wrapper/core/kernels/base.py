@@ -30,7 +30,7 @@ from tilelang_gemm_wrapper.core.kernels.resources import (
 def load_tiles(A, B, ring, tiles, at, steps, ahead, first_thread):
     """Everything that the TMA warp does."""
     persistent.locate(at, tiles, 0)
-    if tiles.turns > 0:
+    if tiles.turns > 0:  # the last CTA may have been launched to make up a pair
         roles.load_ahead(B, ring, at[0], at[1], 0, ahead, False)
     for turn in T.serial(tiles.turns):
         persistent.locate(at, tiles, turn)
