@@ -5,8 +5,8 @@ import tilelang.language as T
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.kernels import (
     ada,
-    cluster,
     instructions,
+    launch,
     persistent,
     promotion,
     roles,
@@ -140,7 +140,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool, sm_count:
         B_scale: T.Tensor((-(-N // 128), steps), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with cluster.kernel(
+        with launch.in_clusters(
             persistent.grid_of(M, N, config.block_M, config.block_N, ctas),
             threads=threads + 32 * LOADING_WARPS,
             cluster_dims=(persistent.PAIR, 1, 1),

@@ -17,12 +17,6 @@ from tilelang_gemm_wrapper.core.kernels.resources import inbox_floats, pieces, s
 from tilelang_gemm_wrapper.core.kernels.roles import units_of
 
 
-def kernel(*grid, threads: int, cluster_dims: tuple[int, int, int]):
-    """`T.Kernel` with a thread-block cluster, which TileLang 0.1.12 to 0.1.14 call `T.ClusterKernel`."""
-    frame = getattr(T, "ClusterKernel", T.Kernel)
-    return frame(*grid, threads=threads, cluster_dims=cluster_dims)
-
-
 class Inbox(NamedTuple):
     """Where a CTA's warpgroups receive: a run of floats for each, and a barrier that is full with them."""
 

@@ -16,35 +16,30 @@ from tilelang_gemm_wrapper.core.kernels.roles import arrive, each_step, use_of
 
 
 @T.macro
-def multiply(slot, use, ring, piece, wave, waves, partial):
-    """Start the products of one K step, or of one wave of it, once its slot is full."""
-    if wave == 0:
-        T.barrier_wait(ring.full[slot], use & 1)
+def multiply(slot, ring, piece, partial):
+    """Start the products of one of the ring's pieces of A in a full slot."""
     T.wgmma_gemm(
-        ring.A[slot, piece * waves + wave, :, :],
-        ring.B[slot, 0, :, :],
-        partial,
-        transpose_B=True,
-        clear_accum=True,
+        ring.A[slot, piece, :, :], ring.B[slot, 0, :, :], partial, transpose_B=True, clear_accum=True
     )
 
 
 @T.macro
-def promote(slot, ring, piece, wave, waves, partial, accum, scale, scale_beyond, n_start, under_way):
-    """accum[token, weight] += a step's partial * its scales, with `under_way` later WGMMAs not waited for.
+def promote(slot, ring, piece, partial, accum, scale, scale_beyond, n_start, under_way, is_last):
+    """accum[token, weight] += a piece's partial * its scales, with `under_way` later WGMMAs not waited for.
 
-    Where a tile can lie across two scale blocks, it does so at a multiple of `stride` columns: few enough
-    places that choosing between the two scales costs little.
+    `is_last`: the warpgroup needs the slot for no other piece. Where a tile can lie across two scale blocks,
+    it does so at a multiple of `stride` columns: few enough places that choosing between the two scales costs
+    little.
     """
     tokens, weights = accum.shape
-    first = (piece * waves + wave) * tokens
+    first = piece * tokens
     for i in T.Parallel(tokens):
         scale[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 0]
     if ring.B_scale.shape[1] > 1:
         for i in T.Parallel(tokens):
             scale_beyond[i] = ring.A_scale[slot, first + i] * ring.B_scale[slot, 1]
     T.wait_wgmma(under_way)
-    if wave == waves - 1:
+    if is_last:
         arrive(ring.empty, slot)
     if ring.B_scale.shape[1] == 1:
         for i, j in T.Parallel(tokens, weights):
@@ -58,47 +53,53 @@ def promote(slot, ring, piece, wave, waves, partial, accum, scale, scale_beyond,
 
 
 @T.macro
-def waves_from(wave, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece):
+def waves_from(wave, slot, ring, partials, accums, scale, scale_beyond, n_start, share):
     """The waves of one K step from `wave` on, each from its products to its sum."""
     waves = len(accums)
-    multiply(slot, use, ring, piece, wave, waves, partials[0])
-    promote(slot, ring, piece, wave, waves, partials[0], accums[wave], scale, scale_beyond, n_start, 0)
+    piece = share.piece * waves + wave
+    multiply(slot, ring, piece, partials[0])
+    promote(slot, ring, piece, partials[0], accums[wave], scale, scale_beyond, n_start, 0, wave == waves - 1)
     if wave + 1 < waves:
-        waves_from(wave + 1, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece)
+        waves_from(wave + 1, slot, ring, partials, accums, scale, scale_beyond, n_start, share)
 
 
 @T.macro
-def step_alone(slot, k, use, ring, partials, accums, scale, scale_beyond, n_start, piece):
+def step_alone(slot, k, use, ring, partials, accums, scale, scale_beyond, n_start, share):
     """One K step from its products to its sum."""
-    waves_from(0, slot, use, ring, partials, accums, scale, scale_beyond, n_start, piece)
+    T.barrier_wait(ring.full[slot], use & 1)
+    waves_from(0, slot, ring, partials, accums, scale, scale_beyond, n_start, share)
 
 
 @T.macro
-def steps_in_pairs(slot, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece):
+def steps_in_pairs(slot, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, share):
     """The slots from `slot` on, whose products are under way, up to `end`: each promoted under the next's.
 
     A macro that calls itself, since TileLang 0.1.11 has no loop whose index chooses between buffers.
     """
     ahead = slot + 1
     if ahead < end:
-        multiply(ahead, use_of(ahead, turn, lap, steps, ring.stages), ring, piece, 0, 1, partials[ahead % 2])
+        use = use_of(ahead, turn, lap, steps, ring.stages)
+        T.barrier_wait(ring.full[ahead], use & 1)
+        multiply(ahead, ring, share.piece, partials[ahead % 2])
     promote(
-        slot, ring, piece, 0, 1, partials[slot % 2], accums[0], scale, scale_beyond, n_start,
-        1 if ahead < end else 0,
+        slot, ring, share.piece, partials[slot % 2], accums[0], scale, scale_beyond, n_start,
+        1 if ahead < end else 0, True,
     )  # fmt: skip
     if ahead < end:
         steps_in_pairs(
-            ahead, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece
+            ahead, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, share
         )
 
 
 @T.macro
-def lap_in_pairs(end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece):
+def lap_in_pairs(end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, share):
     """One way around the ring, or its first `end` slots. No products stay under way from lap to lap: ptxas
     lets WGMMAs overlap only in straight-line code."""
     if end > 0:
-        multiply(0, use_of(0, turn, lap, steps, ring.stages), ring, piece, 0, 1, partials[0])
-        steps_in_pairs(0, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, piece)
+        use = use_of(0, turn, lap, steps, ring.stages)
+        T.barrier_wait(ring.full[0], use & 1)
+        multiply(0, ring, share.piece, partials[0])
+        steps_in_pairs(0, end, lap, steps, turn, ring, partials, accums, scale, scale_beyond, n_start, share)
 
 
 @T.macro
@@ -113,7 +114,7 @@ def clear_from(wave, accums):
 def accumulate(ring, partials, accums, scale, scale_beyond, n_start, steps, turn, share):
     """accums[wave][token, weight] = a warpgroup's share of all K steps of a tile, with one partial or two."""
     clear_from(0, accums)
-    operands = (ring, partials, accums, scale, scale_beyond, n_start, share.piece)
+    operands = (ring, partials, accums, scale, scale_beyond, n_start, share)
     if len(partials) == 1:
         each_step(ring, steps, turn, share, step_alone, operands)
     else:

@@ -8,7 +8,7 @@ launch, and the order of additions is fixed.
 import tilelang.language as T
 
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, roles, swapped
+from tilelang_gemm_wrapper.core.kernels import ada, cluster, instructions, launch, roles, swapped
 from tilelang_gemm_wrapper.core.kernels.ahead import Ahead
 from tilelang_gemm_wrapper.core.kernels.operands import BF16, F32, FP8, run_time_sizes
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, partial_row, pieces
@@ -32,7 +32,7 @@ def sm_90a(N: int, K: int, config: KernelConfig, static_weights: bool):
         B_scale: T.Tensor((-(-N // 128), groups), F32),
         C: T.Tensor((M, N), BF16),
     ):
-        with cluster.kernel(
+        with launch.in_clusters(
             T.ceildiv(M, tile_tokens),
             T.ceildiv(N, tile_weights),
             split_k,
