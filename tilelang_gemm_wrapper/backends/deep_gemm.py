@@ -70,23 +70,31 @@ def gemm(
 
 
 def warmup(N: int, K: int, m_values: Sequence[int], device: torch.device | None = None) -> None:
-    """Runs DeepGEMM once for each M, which compiles and loads what it picks for it.
+    """Compiles and loads what DeepGEMM picks for each M.
 
-    Which kernel that is, DeepGEMM alone knows, from M, N and K. Compiled kernels stay in its cache on disk.
-    Takes memory for B (N * K bytes) and for A and C of the largest M.
+    Which kernel that is, DeepGEMM alone knows, from M, N and K, when it is called. So it is called, but into a
+    CUDA graph that is never replayed: nothing runs, and what others time on the GPU meanwhile is not disturbed.
+    Compiled kernels stay in its cache on disk. Takes memory for B (N * K bytes) and for A and C of the largest M.
     """
     sizes = sorted({m for m in m_values if m > 0})
     if not sizes:
         return
     k_blocks = -(-K // 128)
     with torch.cuda.device(device):
-        A = torch.zeros((sizes[-1], K), dtype=torch.float8_e4m3fn, device="cuda")
-        B = torch.zeros((N, K), dtype=torch.float8_e4m3fn, device="cuda")
-        A_scale = torch.ones((sizes[-1], k_blocks), device="cuda")
-        B_scale = torch.ones((-(-N // 128), k_blocks), device="cuda")
+        A = torch.empty((sizes[-1], K), dtype=torch.float8_e4m3fn, device="cuda")
+        B = torch.empty((N, K), dtype=torch.float8_e4m3fn, device="cuda")
+        A_scale = torch.empty((sizes[-1], k_blocks), device="cuda")
+        B_scale = torch.empty((-(-N // 128), k_blocks), device="cuda")
         C = torch.empty((sizes[-1], N), dtype=torch.bfloat16, device="cuda")
-        for m in sizes:
-            gemm(A[:m], A_scale[:m], B, B_scale, C[:m])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.capture_begin(capture_error_mode="relaxed")  # loading a kernel is allowed
+            try:
+                for m in sizes:
+                    gemm(A[:m], A_scale[:m], B, B_scale, C[:m])
+            finally:
+                graph.capture_end()
+        graph.reset()
 
 
 def _why_no_compiler() -> str | None:
