@@ -10,6 +10,7 @@ the cells that were explored themselves. Needs no GPU.
 from __future__ import annotations
 
 import argparse
+import json
 import lzma
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,7 +26,6 @@ from tilelang_gemm_wrapper.core.tuner.journal import read_records
 from tilelang_gemm_wrapper.core.tuner.records import Failure, ShapeConditions, Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
-DEVICE = KNOWN_DEVICES["NVIDIA_H200"]
 EXPLORED = 8  # timed configs: in other cells the leaders of a larger M were timed alone
 
 
@@ -35,19 +35,20 @@ def table(path: Path) -> str:
     floors: dict[tuple[int, int], float] = {}
     counts: defaultdict[type, int] = defaultdict(int)
     timed: defaultdict[Cell, dict[KernelConfig, float]] = defaultdict(dict)
-    with lzma.open(path) as lines:
-        for record in read_records(lines):
-            counts[type(record)] += 1
-            if isinstance(record, ShapeConditions) and record.floor_us:
-                floors[record.N, record.K] = record.floor_us
-            elif isinstance(record, Timing) and record.M in PUBLIC_M:
-                cell = record.M, record.N, record.K
-                if record.config.is_tilelang:
-                    timed[cell][record.config] = record.p50_us  # the final one comes last
-                if record.stage == "final" and record.config.kernel_type != "triton":
-                    times = ours if record.config.is_tilelang else deep_gemm
-                    times[cell] = min(times.get(cell, record.p50_us), record.p50_us)
-    model = CostModel(DEVICE)
+    lines = lzma.decompress(path.read_bytes()).splitlines()
+    device = KNOWN_DEVICES[next(name for line in lines if (name := json.loads(line).get("device")))]
+    for record in read_records(lines):
+        counts[type(record)] += 1
+        if isinstance(record, ShapeConditions) and record.floor_us:
+            floors[record.N, record.K] = record.floor_us
+        elif isinstance(record, Timing) and record.M in PUBLIC_M:
+            cell = record.M, record.N, record.K
+            if record.config.is_tilelang:
+                timed[cell][record.config] = record.p50_us  # the final one comes last
+            if record.stage == "final" and record.config.kernel_type != "triton":
+                times = ours if record.config.is_tilelang else deep_gemm
+                times[cell] = min(times.get(cell, record.p50_us), record.p50_us)
+    model = CostModel(device)
     lines_of_table = [
         "| M | cells | ÷ DeepGEMM (worst) | ÷ ideal (worst) | model's first ÷ fastest (worst, of cells) |",
         "|---|---|---|---|---|",
@@ -56,7 +57,7 @@ def table(path: Path) -> str:
         cells = [cell for cell in ours if holds(cell[0]) and cell in deep_gemm]
         versus = [ours[cell] / deep_gemm[cell] for cell in cells]
         band = {cell: times for cell, times in timed.items() if holds(cell[0]) and len(times) >= EXPLORED}
-        ideal = [ours[cell] / ideal_us(floors[cell[1:]], gemm_flops(*cell), DEVICE) for cell in cells]
+        ideal = [ours[cell] / ideal_us(floors[cell[1:]], gemm_flops(*cell), device) for cell in cells]
         lines_of_table.append(
             f"| {label} | {len(cells)} | {geomean(versus):.2f} ({max(versus):.2f}) "
             f"| {geomean(ideal):.2f} ({max(ideal):.2f}) | {_first_choices(model, band)} |"

@@ -1,4 +1,4 @@
-"""The timings of a real tuning run (16 shapes on an H100), for tests of what predicts them."""
+"""The timings of a real tuning run (28 shapes on an H100), for tests of what predicts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tilelang_gemm_wrapper.core.tuner.journal import read_records
 from tilelang_gemm_wrapper.core.tuner.records import Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
-PATH = Path("benchmarks/results/NVIDIA_H100_80GB_HBM3/trials/39_tuning_journal.jsonl.xz")
+PATH = Path("benchmarks/results/NVIDIA_H100_80GB_HBM3/trials/51_tuning_journal.jsonl.xz")
 EARLIER_PATH = Path("benchmarks/results/NVIDIA_H200/trials/10_tuning_journal.jsonl.xz")
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
 LEAST_TIMED = 8  # with fewer candidates nothing is chosen

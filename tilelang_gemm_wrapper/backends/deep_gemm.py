@@ -72,9 +72,10 @@ def gemm(
 def warmup(N: int, K: int, m_values: Sequence[int], device: torch.device | None = None) -> None:
     """Compiles and loads what DeepGEMM picks for each M.
 
-    Which kernel that is, DeepGEMM alone knows, from M, N and K, when it is called. So it is called, but into a
-    CUDA graph that is never replayed: nothing runs, and what others time on the GPU meanwhile is not disturbed.
-    Compiled kernels stay in its cache on disk. Takes memory for B (N * K bytes) and for A and C of the largest M.
+    Which kernel that is, DeepGEMM alone knows, from M, N and K, when it is called. So it is called, but into
+    a CUDA graph that is never replayed: nothing runs, and what others time on the GPU meanwhile is not
+    disturbed. Compiled kernels stay in its cache on disk. Takes memory for B (N * K bytes) and for A and C of
+    the largest M.
     """
     sizes = sorted({m for m in m_values if m > 0})
     if not sizes:

@@ -1,10 +1,10 @@
 """How long a config will take: a rough model that says which configs to try first, or to take untried.
 
 Time is a sum of non-negative terms: launch, DRAM, the K steps one after the other in each wave, bytes and
-promotion through each SM, ring refills, and the reduction of split K. The weights are fitted by least
-squares on the relative error. `PRIOR` was fitted on a tuning run of 16 shapes on an H100, whose journal is
-kept in benchmarks/results/NVIDIA_H100_80GB_HBM3/trials; every shape that a run finishes refits them for the
-next.
+promotion through each SM, ring refills, the reduction of split K, and the sum of what groups of warpgroups
+have. The weights are fitted by least squares on the relative error. `PRIOR` was fitted on a tuning run of 28
+shapes on an H100, whose journal is kept in benchmarks/results/NVIDIA_H100_80GB_HBM3/trials; every shape that
+a run finishes refits them for the next.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.kernels.resources import shared_memory_bytes, step_groups
+from tilelang_gemm_wrapper.core.kernels.resources import waves as row_waves
 
-PRIOR = (0.0, 0.689, 0.0, 0.644, 0.0274, 0.0, 0.185, 0.968, 0.72, 0.507)
+PRIOR = (0.708, 0.67, 0.0249, 0.581, 0.0332, 0.0, 0.104, 0.461, 0.796, 0.3, 0.0468, 0.259, 0.119)
 # Nobody timed an Ada chip: the weights of earlier Hopper kernels, whose split of K had a second pass over the
 # partial tiles, as Ada's has.
-ADA_PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.2, 1.27)
+ADA_PRIOR = (0.1, 0.48, 0.028, 0.67, 0.045, 0.007, 0.16, 0.61, 1.2, 1.27, 0.0, 0.0, 0.0)
 _REGISTERS = 65536
 _THREADS = 2048
 _UNKNOWN_DRAM = 1e12  # bytes/s where the data sheet's figure is not known
@@ -83,6 +84,10 @@ class CostModel:
         dram = (N * K + M * K + 2 * M * N) / (device.dram_bytes_per_s or _UNKNOWN_DRAM) * 1e6
         split = config.is_split_k
         turns = steps / groups
+        # On Hopper: promotion that waits for each wave of rows, what the groups sum up at the end of a tile
+        # (swapAB has few columns to sum), and the reduction of a tile that lies transposed.
+        in_row_waves = device.is_hopper and row_waves(config) > 1
+        summed = 0 if config.is_swap_ab else (groups - 1) * tokens * weights
         return np.array(
             (
                 1.0,
@@ -95,6 +100,9 @@ class CostModel:
                 waves,
                 per_sm * tokens * weights * (config.split_k**0.5 - 1) / 1e4,
                 waves if split else 0.0,
+                waves * turns * values / 100 if in_row_waves else 0.0,
+                waves * summed / 1e4,
+                waves if split and config.is_swap_ab and device.is_hopper else 0.0,
             )
         )
 
