@@ -139,7 +139,7 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     lab.simulate(
         cannot_open=list(SHAPES[1]),
         faults={
-            "crash": {"threads": 384},
+            "crash": {"block_N": 64},
             "compile_error": {"num_stages": 8},
             "illegal_access": {"block_M": 128},
         },
@@ -151,7 +151,7 @@ def test_faults_behind_ray_are_what_they_are_without(lab: Lab, tmp_path: Path) -
     assert results[SHAPES[2]].path
     failures = [r for result in results.values() for r in result.records if isinstance(r, Failure)]
     by_kind = {
-        "crash": ("threads", 384),
+        "crash": ("block_N", 64),
         "compile_error": ("num_stages", 8),
         "illegal_access": ("block_M", 128),
     }
