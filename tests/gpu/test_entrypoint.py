@@ -84,6 +84,30 @@ def test_backends(name):
             assert error(C, reference(workload)) <= MAX_ERROR
 
 
+def test_deep_gemm_is_warmed_up_without_being_run():
+    """Others may be timing on the GPU. What is compiled is ready for a capture, which allows no loading."""
+    deep_gemm = backend("deep_gemm")
+    if why_not := deep_gemm.why_unavailable(device_of(0)):
+        pytest.skip(why_not)
+    M, N, K = 200, 3136, 1408
+    workload = random_workload(M, N, K, "cuda", 1)
+    C = workload.empty_output()
+    operands = workload.A, workload.A_scale, workload.B, workload.B_scale
+
+    def kernels(call) -> list[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        return [event.name for event in profile.events() if "fp8_gemm" in event.name]
+
+    assert not kernels(lambda: deep_gemm.warmup(N, K, [1, M, 4096]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        deep_gemm.gemm(*operands, C)
+    assert kernels(graph.replay), "the profiler does not see kernels"
+    assert error(C, reference(workload)) <= MAX_ERROR
+
+
 def test_capture_needs_warmup_and_then_works():
     N, K = 2112, 1152
     wrapper.forget()
