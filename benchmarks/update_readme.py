@@ -22,7 +22,7 @@ from tilelang_gemm_wrapper.core.report import (
 from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks/results/NVIDIA_H200/gemm_qwen3-4b.csv"
+RESULTS = ROOT / "benchmarks/results/NVIDIA_H100_80GB_HBM3/gemm_qwen3-4b.csv"
 GRID = ROOT / "benchmarks/results/NVIDIA_H100_80GB_HBM3/gemm_public.csv"
 STATIC_HEADING = " × DeepGEMM, static weights | % of ideal, static weights |"
 TOKENS = (1, 8, 16, 32, 64, 128, 512, 2048, 8192)
