@@ -11,6 +11,7 @@ import torch
 from tilelang_gemm_wrapper.core import timing
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device
 from tilelang_gemm_wrapper.core.timing import (
+    MAX_ATTEMPTS,
     MAX_ROUNDS,
     MIN_ROUNDS,
     TimingError,
@@ -121,6 +122,41 @@ def test_the_budget_sets_the_rounds_within_bounds(budget_ms, rounds):
     timings = time_interleaved({"a": provider("a")}, 1, budget_ms=budget_ms, recorder=device)
 
     assert timings["a"].replays == rounds
+
+
+def test_what_a_disturbed_gpu_gave_is_timed_again():
+    """Another process takes turns on the GPU during the first attempt: every other replay takes 2.5 times."""
+    replays = []
+
+    def launch_us(name):
+        replays.append(name)
+        turn = (len(replays) - 1) // 2  # the estimate is round 0, the first attempt comes up to round 6
+        return {"a": 10.0, "b": 20.0}[name] * (2.5 if turn <= MIN_ROUNDS + 1 and turn % 2 else 1.0)
+
+    device = SimulatedDevice(launch_us)
+    timings = time_interleaved({"a": provider("a"), "b": provider("b")}, 1, budget_ms=0.1, recorder=device)
+
+    assert (timings["a"].p50_us, timings["a"].p80_us) == pytest.approx((10.0, 10.0))
+    assert (timings["b"].p50_us, timings["b"].p80_us) == pytest.approx((20.0, 20.0))
+    assert len(replays) == 2 * (1 + 2 * (MIN_ROUNDS + 1)), "two attempts, each of both providers"
+
+
+def test_on_a_gpu_that_stays_disturbed_the_calmest_attempt_counts():
+    attempts = iter([3.0, 2.0, 4.0])
+    factor, replays = 1.0, 0
+
+    def launch_us(name):
+        nonlocal factor, replays
+        if replays and (replays - 1) % (MIN_ROUNDS + 1) == 0:
+            factor = next(attempts)
+        replays += 1
+        return 10.0 * (factor if replays % 2 else 1.0)
+
+    device = SimulatedDevice(launch_us)
+    timings = time_interleaved({"a": provider("a")}, 1, budget_ms=0.001, recorder=device)
+
+    assert replays == 1 + MAX_ATTEMPTS * (MIN_ROUNDS + 1)
+    assert timings["a"].p80_us == pytest.approx(20.0)
 
 
 def test_a_provider_that_fails_is_named_and_the_captured_graphs_are_freed():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 L2_MULTIPLE = 4
 MIN_ROUNDS = 5  # fewer replays make no p20 and p80
 MAX_ROUNDS = 100
+# From p20 to p80, over the median: a kernel that has the GPU to itself hardly spreads so far.
+MAX_SPREAD = 0.25
+MAX_ATTEMPTS = 3
 MIN_GRAPH_US = 1000.0  # what starting a graph costs (a few us) must vanish beside the launches in it
 IDEAL_FLOPS = 1450e12  # what the best FP8 GEMMs with fp32 promotion reach on a full Hopper
 
@@ -186,8 +189,9 @@ def time_interleaved(
 
     A provider is called with a rotation index i in [0, copies) and must launch once, on the current stream,
     with weight copy i. `budget_ms` is what the replays of one provider may take on average; at least
-    `least_rounds` replays are made, two or more. Raises ValueError for copies < 1, and TimingError naming the
-    provider whose warm-up or capture failed.
+    `least_rounds` replays are made, two or more. Where the times of one spread as only a disturbed GPU's do,
+    all are taken again, `MAX_ATTEMPTS` times at most, and those of the calmest attempt are given. Raises
+    ValueError for copies < 1, and TimingError naming the provider whose warm-up or capture failed.
     """
     if copies < 1:
         raise ValueError(f"copies is {copies}: at least one copy of the weights is needed, see cold_copies()")
@@ -204,9 +208,15 @@ def time_interleaved(
             round_ms = sum(spans[0] for spans in _run_rounds(device, replays, 1).values())
             wanted = budget_ms * len(replays) / max(round_ms, 1e-6)
             rounds = int(min(max(wanted, least_rounds), MAX_ROUNDS))
-            # One round more, and dropped: while it runs the host gets ahead, so no later replay waits for it.
-            spans_ms = _run_rounds(device, replays, rounds + 1)
-            return {name: _timing(spans_ms[name][1:], replays[name].launches) for name in replays}
+            calmest: dict[str, Timing] = {}
+            for _ in range(MAX_ATTEMPTS):
+                # One round more, and dropped: while it runs the host gets ahead, so no later replay waits.
+                spans_ms = _run_rounds(device, replays, rounds + 1)
+                timings = {name: _timing(spans_ms[name][1:], replays[name].launches) for name in replays}
+                calmest = min(calmest or timings, timings, key=_widest)
+                if _widest(calmest) <= MAX_SPREAD:
+                    break
+            return calmest
         finally:
             device.synchronize()
             for replay in replays.values():
@@ -225,6 +235,11 @@ def _run_rounds(device: Recorder, replays: Mapping[str, Replay], rounds: int) ->
             marks[name].append((start, stop))
     device.synchronize()
     return {name: [start.elapsed_time(stop) for start, stop in pairs] for name, pairs in marks.items()}
+
+
+def _widest(timings: Mapping[str, Timing]) -> float:
+    """The largest spread of a provider's times."""
+    return max((timing.p80_us - timing.p20_us) / (timing.p50_us or 1.0) for timing in timings.values())
 
 
 def _timing(replay_ms: Sequence[float], launches: int) -> Timing:
