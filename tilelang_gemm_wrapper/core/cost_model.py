@@ -85,7 +85,7 @@ class CostModel:
         split = config.is_split_k
         turns = steps / groups
         # On Hopper: promotion that waits for each wave of rows, what the groups sum up at the end of a tile
-        # (swapAB has few columns to sum), and the reduction of a tile that lies transposed.
+        # (swapAB's times do not show it), and the reduction of a tile that lies transposed.
         in_row_waves = device.is_hopper and row_waves(config) > 1
         summed = 0 if config.is_swap_ab else (groups - 1) * tokens * weights
         return np.array(
