@@ -1,4 +1,4 @@
-"""The timings of a real tuning run (28 shapes on an H100), for tests of what predicts them."""
+"""The timings of real tuning runs (28 shapes on an H100), for tests of what predicts them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tilelang_gemm_wrapper.core.tuner.records import Timing
 from tilelang_gemm_wrapper.models import PUBLIC_M
 
 PATH = Path("benchmarks/results/NVIDIA_H100_80GB_HBM3/trials/51_tuning_journal.jsonl.xz")
+# The run before: the 16 of these shapes that have 10 million weights or more.
+LARGE_SHAPES_PATH = Path("benchmarks/results/NVIDIA_H100_80GB_HBM3/trials/39_tuning_journal.jsonl.xz")
 EARLIER_PATH = Path("benchmarks/results/NVIDIA_H200/trials/10_tuning_journal.jsonl.xz")
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
 LEAST_TIMED = 8  # with fewer candidates nothing is chosen
