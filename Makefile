@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
-.PHONY: demo test test-cpu test-interpreter test-gpu test-tilelang-versions lint format venv clean
+.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions lint format venv clean
 
 venv: $(STAMP)
 
@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 demo: venv
 	$(BIN)/python -m tilelang_gemm_wrapper demo
 
-test: test-cpu test-interpreter $(if $(HAS_GPU),test-gpu)
+test: test-cpu test-interpreter test-sglang $(if $(HAS_GPU),test-gpu)
 
 # Without a GPU tests/gpu is collected here too, so that the report names what was skipped and why.
 test-cpu: venv
@@ -56,6 +56,22 @@ test-cpu: venv
 # Triton decides at import whether it interprets or compiles: these tests need a process of their own.
 test-interpreter: venv
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter
+
+# The plugin in SGLang's own code, the oldest release that has plugins to the newest, each in an environment of
+# its own: a folder before ours on the path. SGLang finds no GPU there and loads none of its CUDA libraries.
+SGLANG_VERSIONS := 0.5.11 0.5.17 0.5.23
+test-sglang: $(addprefix test-sglang-,$(SGLANG_VERSIONS))
+
+test-sglang-%: venv $(VENV)/sglang/%/.installed
+	CUDA_VISIBLE_DEVICES= PYTHONPATH=$(abspath tests/integrations/stand_ins):$(abspath $(VENV)/sglang/$*) \
+	    $(BIN)/python -m pytest -n $(JOBS) tests/integrations
+
+$(VENV)/sglang/%/.installed: requirements/sglang/%.txt requirements/sglang/common.txt | venv
+	rm -rf $(@D)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(@D) -r $<
+	touch $@
+
+.PRECIOUS: $(VENV)/sglang/%/.installed
 
 # The kernels must compile on every TileLang that pyproject.toml admits; the newest one is in the environment.
 # Each version is unpacked beside it and put first on the path.

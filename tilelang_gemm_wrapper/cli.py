@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(explain)
     explain.set_defaults(run=_explain)
 
+    sglang = commands.add_parser(
+        "sglang-check", help="whether the installed SGLang can serve with --fp8-gemm-backend tilelang"
+    )
+    sglang.set_defaults(run=_sglang_check)
+
     configs = commands.add_parser("configs", help="the tuned files: list, show, check or compare them")
     actions = configs.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every tuned file on the search path")
@@ -168,6 +173,14 @@ def _explain(arguments: argparse.Namespace, _: list[str]) -> int:
 
     print(explain(arguments.M, arguments.N, arguments.K, device=_device(arguments.device)))
     return DONE
+
+
+def _sglang_check(_: argparse.Namespace, __: list[str]) -> int:
+    from tilelang_gemm_wrapper.integrations import sglang
+
+    text, runs = sglang.check()
+    print(text)
+    return DONE if runs else FAILED
 
 
 def _configs_list(arguments: argparse.Namespace, _: list[str]) -> int:

@@ -99,17 +99,18 @@ def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Expla
 
 def warmup(
     shapes: Iterable[tuple[int, int]], m_max: int = 8192, device: int | None = None, progress: bool = True
-) -> None:
+) -> int:
     """Compile and load every kernel that calls with these (N, K) and M up to `m_max` can need.
 
     TileLang kernels are compiled in parallel processes into a cache that later processes find; backends that
     the tables name (DeepGEMM, Triton) compile what they pick for the M at which the tables switch to them.
 
     device: CUDA device index; None for the current one. progress: show a progress bar.
-    Does nothing off-GPU. Call it before capturing CUDA graphs.
+    Returns how many TileLang kernels the cache did not have. Does nothing off-GPU. Call it before capturing
+    CUDA graphs.
     """
     if not torch.cuda.is_available():
-        return
+        return 0
     index = torch.cuda.current_device() if device is None else device
     gemms = [wrapper.gemm_for(N, K, index) for N, K in dict.fromkeys(shapes)]
     jobs = [
@@ -118,6 +119,7 @@ def warmup(
         for choice in (gemm.choices[position] for position in gemm.reachable(m_max))
         if choice.config is not None
     ]
+    missing = sum(not compile_cache.is_compiled(job) for job in dict.fromkeys(jobs))
     with tqdm(total=0, unit="kernel", desc="compiling FP8 GEMM kernels", disable=not progress) as bar:
 
         def show(done: int, total: int) -> None:
@@ -126,11 +128,17 @@ def warmup(
 
         for failure in compile_cache.compile_many(jobs, show):
             logger.warning("%s", failure)
+    backends_named: list[tuple[wrapper.Gemm, int]] = []
     for gemm in gemms:
         for position in gemm.reachable(m_max):
             gemm.prepare(position)
             if gemm.choices[position].config is None:
+                backends_named.append((gemm, position))
+    if backends_named:
+        with compile_cache.alone("backends"):  # the ranks of an engine share their caches too
+            for gemm, position in backends_named:
                 _warm_backend(gemm, position, m_max, index)
+    return missing
 
 
 def _warm_backend(gemm: wrapper.Gemm, position: int, m_max: int, index: int) -> None:

@@ -10,9 +10,9 @@ import select
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -20,10 +20,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import child_process, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+
+logger = logging.getLogger(__name__)
 
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
 
@@ -146,12 +150,37 @@ class CompileWorker:
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Compile `jobs` into the disk cache with parallel processes; `progress(done, total)` as they finish.
 
-    Jobs that an earlier process finished are skipped. Returns one sentence for each job that failed; a crash
-    of a compiler costs that job alone.
+    Jobs that an earlier process finished are skipped, and of several processes with the same cache one compiles
+    at a time: the ranks of an engine compile everything once. Returns one sentence for each job that failed; a
+    crash of a compiler costs that job alone.
     """
-    missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
-    workers = min(configurer.compile_workers(), len(missing))
-    return run_jobs(missing, workers, progress) if missing else []
+    wanted = dict.fromkeys(jobs)
+    if all(map(is_compiled, wanted)):
+        return []
+    with alone("compile"):
+        missing = [job for job in wanted if not is_compiled(job)]
+        workers = min(configurer.compile_workers(), len(missing))
+        return run_jobs(missing, workers, progress) if missing else []
+
+
+@contextmanager
+def alone(task: str) -> Iterator[None]:
+    """Keep other processes that share the cache out of `task`: they wait, and then mostly find it done.
+
+    The operating system frees the lock of a process that dies.
+    """
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / f"tilelang_gemm_{task}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("waiting for another process (%s); its lock is %s", task, lock.lock_file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_jobs(

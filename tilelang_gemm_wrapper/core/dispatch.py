@@ -52,7 +52,7 @@ def build_table(N: int, K: int, device: Device) -> DispatchTable:
         source = str(search.file.path)
         entries = [(entry.M, entry.config, f"tuned for M = {entry.M}") for entry in search.file.entries]
         notes = search.refused
-    elif why_not := _why_shape_unfit(N, K):
+    elif why_not := why_shape_unfit(N, K):
         return _fallback_table(
             N, K, device, f"{why_not}; {_missing_file(N, K, device, search)}", search.refused
         )
@@ -98,7 +98,8 @@ def fallback_choice(N: int, K: int, device: Device, why: str) -> Choice:
     return Choice(name, None, "fallback", f"{why}; {reason}")
 
 
-def _why_shape_unfit(N: int, K: int) -> str | None:
+def why_shape_unfit(N: int, K: int) -> str | None:
+    """Why no TileLang kernel takes this shape on any device, else None."""
     if N % 16:
         return f"N = {N} is not a multiple of 16, as the TileLang kernels need"
     if K % 128:
