@@ -1,31 +1,38 @@
-"""A whole SGLang engine with each FP8 GEMM backend: decode steps, prefill, start-up, log-probabilities, errors.
+"""A whole SGLang engine with each FP8 GEMM backend: steps, prefill, start-up, log-probabilities, errors.
 
     python benchmarks/benchmark_sglang.py                          Qwen3-4B-FP8's dimensions, 36 layers
     python benchmarks/benchmark_sglang.py --layers 4 --repeat 3    quickly
     python benchmarks/benchmark_sglang.py --report FILE.csv        the report of an earlier run
 
-Needs a GPU and SGLang with this package's plugin; no model, tokenizer or network: the configuration is written
-to a temporary folder and the weights are SGLang's dummies for speed, random ones for log-probabilities.
+Needs a GPU and SGLang with this package's plugin; no model, tokenizer or network: the configuration is
+written to a temporary folder and the weights are SGLang's dummies for speed, random ones for
+log-probabilities.
 
-Every engine is a process of its own with the same settings but for the backend, and each backend starts twice:
-first with empty caches for GEMM kernels (cold), then with those that the first left (cached). What all
+Every engine is a process of its own with the same settings but for the backend, and each backend starts
+twice: first with empty caches for GEMM kernels (cold), then with those that the first left (cached). What all
 backends share, SGLang's other kernels, is compiled by an engine that is not measured. A step is the time of
-an answer of many tokens less that of one token, over the tokens between. Writes sglang_<model>.csv and .md.
+an answer of many tokens less that of one of a quarter as many, over the tokens between. Where a step goes is
+the share of each kernel in the time during which a GPU decodes at batch 1, a kernel that starts under the one
+before it counted from that one's end. Writes sglang_<name>.csv and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -167,6 +174,7 @@ def run_engine(job: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {"start_s": time.perf_counter() - started}
         if job["repeat"]:
             result["speed"] = speeds(engine, job)
+            result["profile"] = profile(engine, job)
         if job["prompts"]:
             result["log_probabilities"] = {
                 batch: prompt_log_probabilities(engine, batch, job["prompts"]) for batch in job["batches"]
@@ -189,11 +197,9 @@ def speeds(engine: Any, job: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for batch in job["batches"]:
         ids = prompts(batch, PROMPT)
-        seconds(ids, job["tokens"])  # whatever is left to compile for this batch
-        steps = [
-            (seconds(ids, job["tokens"]) - seconds(ids, 1)) / (job["tokens"] - 1)
-            for _ in range(job["repeat"])
-        ]
+        many, few = job["tokens"], job["tokens"] // 4
+        seconds(ids, few)  # whatever is left to compile for this batch
+        steps = [(seconds(ids, many) - seconds(ids, few)) / (many - few) for _ in range(job["repeat"])]
         rows.append({"phase": "decode", "M": batch, "seconds": steps})
     ids = prompts(1, job["prefill"])
     seconds(ids, 1)
@@ -205,6 +211,30 @@ def speeds(engine: Any, job: dict[str, Any]) -> list[dict[str, Any]]:
         }
     )
     return rows
+
+
+def profile(engine: Any, job: dict[str, Any]) -> dict[str, float]:
+    """The share of each kernel, and of none ("idle"), in the second half of a long answer at batch 1."""
+    folder = Path(job["out"]).with_suffix(".profile")
+    engine.start_profile(output_dir=str(folder), activities=["GPU"])
+    generate(engine, prompts(1, PROMPT), 32)
+    engine.stop_profile()
+    trace = next(iter(folder.rglob("*.json.gz")))
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    kernels = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    kernels.sort(key=lambda e: e["ts"])
+    begin = end = (kernels[0]["ts"] + kernels[-1]["ts"]) / 2
+    took: Counter[str] = Counter()
+    for kernel in kernels:
+        if kernel["ts"] < begin:
+            continue
+        stop = kernel["ts"] + kernel["dur"]
+        took["idle"] += max(0.0, kernel["ts"] - end)
+        took[re.split(r"[<(]", kernel["name"].removeprefix("void "))[0]] += max(
+            0.0, stop - max(end, kernel["ts"])
+        )
+        end = max(end, stop)
+    return {name: value / (end - begin) for name, value in took.items()}
 
 
 def prompt_log_probabilities(engine: Any, batch: int, count: int) -> list[float]:
@@ -285,16 +315,11 @@ def run_job(job: dict[str, Any], options: argparse.Namespace, caches: Path | Non
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(options.timeout)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     out = Path(job["out"])
     if not out.exists():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
@@ -324,25 +349,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             run_job({**common, "task": "warm", "backend": "triton", "repeat": 1}, options)
             for start in ("cold", "cached"):
                 for backend in options.backends:
-                    caches = Path(folder, backend)
-                    result = run_job(
-                        {**common, "backend": backend, "repeat": options.repeat}, options, caches
-                    )
-                    rows.append({"what": f"start, {start}", "backend": backend, "p50": result["start_s"]})
-                    for row in result["speed"]:
-                        milliseconds = [1e3 * value for value in row["seconds"]]
-                        deciles = quantiles(milliseconds, n=10, method="inclusive")
-                        p20, p50, p80 = deciles[1], deciles[4], deciles[7]
-                        rows.append(
-                            {
-                                "what": f"{row['phase']}, {start}",
-                                "backend": backend,
-                                "M": row["M"],
-                                "p20": p20,
-                                "p50": p50,
-                                "p80": p80,
-                            }
-                        )
+                    job = {**common, "backend": backend, "repeat": options.repeat}
+                    rows += speed_rows(run_job(job, options, Path(folder, backend)), backend, start)
         if options.prompts:
             run_job({"task": "weights", "folder": str(small_model), "layers": options.small_layers}, options)
             rows += log_probability_rows(
@@ -372,13 +380,28 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def speed_rows(result: dict[str, Any], backend: str, start: str) -> list[dict[str, Any]]:
+    """Milliseconds of each phase, seconds of the start, and where the step of batch 1 goes."""
+    rows = [{"what": f"start, {start}", "backend": backend, "p50": result["start_s"]}]
+    step_us = math.nan
+    for row in result["speed"]:
+        deciles = quantiles([1e3 * value for value in row["seconds"]], n=10, method="inclusive")
+        times = {"p20": deciles[1], "p50": deciles[4], "p80": deciles[7]}
+        rows.append({"what": f"{row['phase']}, {start}", "backend": backend, "M": row["M"], **times})
+        if row["phase"] == "decode" and row["M"] == 1:
+            step_us = 1e3 * deciles[4]
+    for kernel, share in sorted(result["profile"].items(), key=lambda item: -item[1]):
+        rows.append({"what": f"kernel, {start}", "backend": backend, "M": kernel, "p50": share * step_us})
+    return rows
+
+
 def log_probability_rows(values: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """How far each backend's log-probabilities are from DeepGEMM's and from Triton's: mean and largest."""
     rows = []
     for reference in ("deep_gemm", "triton"):
-        for backend in values:
-            for batch in values[backend] if reference in values and backend != reference else ():
-                pairs = zip(values[backend][batch], values[reference][batch], strict=True)
+        for backend, of_batch in values.items():
+            for batch in of_batch if reference in values and backend != reference else ():
+                pairs = zip(of_batch[batch], values[reference][batch], strict=True)
                 differences = [abs(a - b) for a, b in pairs]
                 rows.append(
                     {
@@ -453,6 +476,12 @@ def report(path: Path) -> str:
             (),
             lambda row, _: f"{float(row['p50']):.1f}",
         )
+    for backend in backends:
+        kernels = [row for row in rows if row["what"] == "kernel, cached" and row["backend"] == backend]
+        if kernels:
+            lines.extend([f"## Where a decode step of batch 1 goes with {backend}: µs", ""])
+            lines.extend(f"- {float(row['p50']):.0f} {row['M']}" for row in kernels[:12])
+            lines.append("")
     for reference in ("deep_gemm", "triton"):
         table(
             f"Log-probabilities of prompt tokens: mean (largest) distance from {reference}'s",
@@ -503,7 +532,7 @@ def main() -> int:
     parser.add_argument("--batches", type=numbers, default=[1, 8, 16, 64])
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prompt (%(default)s)")
     parser.add_argument(
-        "--tokens", type=int, default=128, help="tokens of a decode measurement (%(default)s)"
+        "--tokens", type=int, default=256, help="tokens of a decode measurement (%(default)s)"
     )
     parser.add_argument("--repeat", type=int, default=7, help="measurements each (%(default)s); 0: no timing")
     parser.add_argument(

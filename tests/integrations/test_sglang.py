@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("sglang", reason="make test-sglang brings SGLang's releases")
 
 from integrations import sglang_processes as processes
-
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, per_token_group_quant_fp8
 from tilelang_gemm_wrapper.integrations import preparation
 from tilelang_gemm_wrapper.integrations import sglang as plugin
@@ -142,19 +141,19 @@ def test_activation_leaves_sglang_at_auto_and_frees_the_weights_order(scheduler)
     assert os.environ["TILELANG_GEMM_STATIC_WEIGHTS"] == "1"
 
 
-def test_deterministic_inference_stays_with_sglangs_own(scheduler, monkeypatch):
-    for name in ("enable_deterministic_inference", "rl_on_policy_target"):
-        why = plugin._why_never(SimpleNamespace(**{name: "fsdp"}))
-        assert name in why
-        monkeypatch.setattr(plugin._activation, "why_never", why)
-        from sglang.srt.layers.quantization import fp8_utils
+@pytest.mark.parametrize("name", ["enable_deterministic_inference", "rl_on_policy_target"])
+def test_deterministic_inference_stays_with_sglangs_own(scheduler, monkeypatch, name):
+    from sglang.srt.layers.quantization import fp8_utils
 
-        calls = []
-        linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
-        linear.engine_linear = lambda **given: calls.append(given)
-        linear(**arguments())
-        assert len(calls) == 1
-    assert plugin._why_never(SimpleNamespace(enable_deterministic_inference=False)) is None
+    why = plugin._why_never(SimpleNamespace(**{name: "fsdp"}))
+    assert name in why
+    monkeypatch.setattr(plugin._activation, "why_never", why)
+    calls = []
+    linear = fp8_utils.dispatch_w8a8_block_fp8_linear()
+    linear.engine_linear = lambda **given: calls.append(given)
+    linear(**arguments())
+    assert len(calls) == 1
+    assert plugin._why_never(SimpleNamespace(**{name: None})) is None
 
 
 def test_scales_that_are_powers_of_two_stay_with_sglangs_own(scheduler):
@@ -212,7 +211,7 @@ def test_linear_equals_sglangs_test_reference(monkeypatch):
     wanted = reference.native_w8a8_block_fp8_matmul(
         q, given["weight"], s, given["weight_scale"], [128, 128], torch.bfloat16
     )
-    torch.testing.assert_close(ours(**given), wanted, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(ours(**given), wanted, rtol=2**-8, atol=1e-4)
 
 
 def test_linear_adds_the_bias_and_keeps_leading_dimensions():
@@ -281,7 +280,7 @@ def test_a_shape_that_warm_up_found_no_kernel_for_stays_with_sglangs_own():
 
 
 def test_linear_compiles_whole_and_for_any_batch():
-    compiled = torch.compile(lambda **given: ours(**given), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.inference_mode():
         for M in (3, 7, 64):
             given = arguments(M=M, seed=M)
@@ -363,7 +362,7 @@ def test_load_model_refuses_a_model_whose_layers_were_made_without_the_backend(s
 
 def test_load_model_refuses_where_the_backend_was_never_activated(scheduler, gpu, monkeypatch):
     monkeypatch.setattr(plugin, "_activation", None)
-    with pytest.raises(RuntimeError, match="SGLang never called .*initialize_fp8_gemm_config"):
+    with pytest.raises(RuntimeError, match=r"SGLang never called .*initialize_fp8_gemm_config"):
         plugin._load_model(None, runner(scheduler, Layer(ours)))
 
 

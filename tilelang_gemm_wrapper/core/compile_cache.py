@@ -150,9 +150,9 @@ class CompileWorker:
 def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Compile `jobs` into the disk cache with parallel processes; `progress(done, total)` as they finish.
 
-    Jobs that an earlier process finished are skipped, and of several processes with the same cache one compiles
-    at a time: the ranks of an engine compile everything once. Returns one sentence for each job that failed; a
-    crash of a compiler costs that job alone.
+    Jobs that an earlier process finished are skipped, and of several processes with the same cache one
+    compiles at a time: the ranks of an engine compile everything once. Returns one sentence for each job that
+    failed; a crash of a compiler costs that job alone.
     """
     wanted = dict.fromkeys(jobs)
     if all(map(is_compiled, wanted)):

@@ -1,4 +1,4 @@
-"""What any engine does with its layers before it serves: compile, say what will run, agree among its ranks."""
+"""What any engine does with its layers before it serves: compile, say what will run, agree among ranks."""
 
 from __future__ import annotations
 
@@ -91,10 +91,11 @@ def disagreement(selections: Sequence[Selection]) -> str | None:
         chosen = {rank: selection[shape] for rank, selection in enumerate(selections) if shape in selection}
         first, *others = chosen
         for other in others:
-            if chosen[other] != chosen[first]:
+            mine, theirs = chosen[first], chosen[other]
+            if mine != theirs:
                 return (
-                    f"for N={shape[0]}, K={shape[1]} rank {first} chose {_differing(chosen[first], chosen[other])}"
-                    f" and rank {other} {_differing(chosen[other], chosen[first])}"
+                    f"for N={shape[0]}, K={shape[1]} rank {first} chose {_differing(mine, theirs)} "
+                    f"and rank {other} {_differing(theirs, mine)}"
                 )
     return None
 

@@ -224,7 +224,7 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
     if not offloads:
         os.environ.setdefault(configurer.STATIC_WEIGHTS, "1")
     _activation = _Activation(settings, _why_never(settings))
-    fp8_utils = import_module(_FP8_UTILS)
+    fp8_utils: Any = import_module(_FP8_UTILS)
     fp8_utils.FP8_GEMM_RUNNER_BACKEND = fp8_utils.Fp8GemmRunnerBackend.AUTO
 
 

@@ -1,7 +1,7 @@
 """On PYTHONPATH, this puts stand-ins in the place of large packages that SGLang imports on every machine.
 
 Nothing that the tests run uses them: image and audio files, notebooks, grammars, and CUDA operators, which a
-machine without a GPU cannot load. Python imports this file by its name in every process, spawned ones included.
+machine without a GPU cannot load. Python imports this file by its name in every process, spawned ones too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _StandInModule(types.ModuleType):
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name.split(".")[0] in PACKAGES:
+        if name.partition(".")[0] in PACKAGES:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
