@@ -267,7 +267,7 @@ def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
     linears = {
         "deep_gemm": deep_gemm,
         "triton": fp8_utils.triton_w8a8_block_fp8_linear,
-        "tilelang": BlockFp8Linear(deep_gemm, quantise),
+        "tilelang": BlockFp8Linear(deep_gemm),
     }
     generator = torch.Generator("cuda").manual_seed(SEED)
     rows = []

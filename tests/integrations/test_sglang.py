@@ -186,7 +186,7 @@ def refuse(**given):
     raise AssertionError("went to SGLang's own")
 
 
-ours = BlockFp8Linear(refuse, refuse)
+ours = BlockFp8Linear(refuse)
 
 
 def sglangs_reference(input, weight, block_size, weight_scale):
@@ -259,7 +259,7 @@ def packed(scale):
 def test_linear_delegates_and_says_why_once(change, reason, caplog):
     given = change(arguments())
     calls = []
-    linear = BlockFp8Linear(lambda **all_of_it: calls.append(all_of_it) or "theirs", refuse)
+    linear = BlockFp8Linear(lambda **all_of_it: calls.append(all_of_it) or "theirs")
     with caplog.at_level(logging.WARNING):
         assert linear(**given) == linear(**given) == "theirs"
     assert len(calls) == 2
@@ -275,7 +275,7 @@ def test_a_keyword_without_a_value_is_nothing_to_delegate_for():
 
 def test_a_shape_that_warm_up_found_no_kernel_for_stays_with_sglangs_own():
     plugin._fallbacks[N, K] = "no TileLang kernel is valid"
-    linear = BlockFp8Linear(lambda **given: "theirs", refuse)
+    linear = BlockFp8Linear(lambda **given: "theirs")
     assert linear(**arguments()) == "theirs"
 
 

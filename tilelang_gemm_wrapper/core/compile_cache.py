@@ -66,14 +66,23 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     The launcher takes the PrimFunc's tensors positionally and launches on the current stream. It is the raw
     TVM-FFI function: TileLang's own call wrapper walks the parameter list in Python on every call.
     """
-    tilelang = tilelang_module()
-    kernel = tilelang.compile(
-        kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count),
-        target={"kind": "cuda", "arch": job.arch},
-        execution_backend="tvm_ffi",
-        pass_configs=dict(kernel_registry.pass_configs(job.arch)),
-    )
+    tilelang_module()
+    function = kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count)
+    launcher = compile_primfunc(function, job.arch, kernel_registry.pass_configs(job.arch))
     _marker(job).touch()
+    return launcher
+
+
+def compile_primfunc(
+    function: Any, arch: str, pass_configs: Mapping[str, Any] | None = None
+) -> Callable[..., None]:
+    """The launcher of a TileLang PrimFunc for `arch`, compiled or loaded from TileLang's disk cache."""
+    kernel = tilelang_module().compile(
+        function,
+        target={"kind": "cuda", "arch": arch},
+        execution_backend="tvm_ffi",
+        pass_configs=dict(pass_configs or {}),
+    )
     return _entry_function(kernel)
 
 

@@ -32,6 +32,7 @@ from tilelang_gemm_wrapper import configurer, gemm_nt_f8f8bf16, per_token_group_
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.dispatch import why_shape_unfit
 from tilelang_gemm_wrapper.integrations import preparation
+from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +56,9 @@ class BlockFp8Linear:
     backend; each reason is logged once.
     """
 
-    def __init__(
-        self,
-        engine_linear: Callable[..., torch.Tensor],
-        engine_quantise: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-        why_never: str | None = None,
-    ) -> None:
-        """engine_quantise: SGLang's `sglang_per_token_group_quant_fp8`, for tensors on a GPU.
-        why_never: why every call has to go to `engine_linear`, where that is known beforehand."""
+    def __init__(self, engine_linear: Callable[..., torch.Tensor], why_never: str | None = None) -> None:
+        """why_never: why every call has to go to `engine_linear`, where that is known beforehand."""
         self.engine_linear = engine_linear
-        self._engine_quantise = engine_quantise
         self._why_never = why_never
 
     def __call__(
@@ -97,16 +91,16 @@ class BlockFp8Linear:
                 **others,
             )
         rows = input.view(-1, input.shape[-1])
-        A = self._quantise(rows) if input_scale is None else (rows, input_scale)
+        if input_scale is not None:
+            A = rows, input_scale
+        elif rows.is_cuda:
+            A = group_quant_fp8(rows)
+        else:
+            A = per_token_group_quant_fp8(rows, scale_layout="column_tma")
         C = gemm_nt_f8f8bf16(A, (weight, weight_scale))
         if bias is not None:
             C += bias
         return C.view(*input.shape[:-1], weight.shape[0])
-
-    def _quantise(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if rows.is_cuda:
-            return self._engine_quantise(rows, 128, column_major_scales=True, scale_tma_aligned=True)
-        return per_token_group_quant_fp8(rows, scale_layout="column_tma")
 
 
 def _why_not(
@@ -236,8 +230,7 @@ def _dispatch_w8a8_block_fp8_linear(original: Callable[..., Any], *args: Any, **
     why_never = _activation.why_never
     if arguments.get("act_scale_ue8m0"):  # from 0.5.21 on
         why_never = why_never or "the checkpoint's scales are UE8M0 (powers of two)"
-    quantise = import_module(_FP8_UTILS).sglang_per_token_group_quant_fp8
-    return BlockFp8Linear(engine_linear, quantise, why_never)
+    return BlockFp8Linear(engine_linear, why_never)
 
 
 def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:

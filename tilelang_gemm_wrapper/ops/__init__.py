@@ -1,0 +1,1 @@
+"""What stands around the GEMM in an engine, as operators of their own."""
