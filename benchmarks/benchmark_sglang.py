@@ -9,11 +9,12 @@ written to a temporary folder and the weights are SGLang's dummies for speed, ra
 log-probabilities.
 
 Every engine is a process of its own with the same settings but for the backend, and each backend starts
-twice: first with empty caches for GEMM kernels (cold), then with those that the first left (cached). What all
-backends share, SGLang's other kernels, is compiled by an engine that is not measured. A step is the time of
-an answer of many tokens less that of one of a quarter as many, over the tokens between. Where a step goes is
-the share of each kernel in the time during which a GPU decodes at batch 1, a kernel that starts under the one
-before it counted from that one's end. Writes sglang_<name>.csv and .md.
+twice: first with empty caches for GEMM kernels (cold), then with those that the first left (cached), when its
+speed is measured too. What all backends share, SGLang's other kernels, is compiled by an engine that is not
+measured (--skip-warm: it is compiled already). A step is the time of an answer of many tokens less that of one
+of a quarter as many, over the tokens between. Where a step goes is the share of each kernel in the time during
+which the GPU decodes at batch 1, a kernel that starts under the one before it counted from that one's end.
+Writes sglang_<name>.csv and .md.
 """
 
 from __future__ import annotations
@@ -230,9 +231,8 @@ def profile(engine: Any, job: dict[str, Any]) -> dict[str, float]:
             continue
         stop = kernel["ts"] + kernel["dur"]
         took["idle"] += max(0.0, kernel["ts"] - end)
-        took[re.split(r"[<(]", kernel["name"].removeprefix("void "))[0]] += max(
-            0.0, stop - max(end, kernel["ts"])
-        )
+        name = kernel["name"].removeprefix("void ").replace("(anonymous namespace)::", "")
+        took[re.split(r"[<( ]", name)[0]] += max(0.0, stop - max(end, kernel["ts"]))
         end = max(end, stop)
     return {name: value / (end - begin) for name, value in took.items()}
 
@@ -346,11 +346,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             "prompts": 0,
         }
         if options.repeat:
-            run_job({**common, "task": "warm", "backend": "triton", "repeat": 1}, options)
-            for start in ("cold", "cached"):
+            if not options.skip_warm:
+                run_job({**common, "task": "warm", "backend": "triton", "repeat": 1}, options)
+            for start, repeat in (("cold", 0), ("cached", options.repeat)):
                 for backend in options.backends:
-                    job = {**common, "backend": backend, "repeat": options.repeat}
-                    rows += speed_rows(run_job(job, options, Path(folder, backend)), backend, start)
+                    result = run_job(
+                        {**common, "backend": backend, "repeat": repeat}, options, Path(folder, backend)
+                    )
+                    rows.append({"what": f"start, {start}", "backend": backend, "p50": result["start_s"]})
+                    if repeat:
+                        rows += speed_rows(result, backend)
         if options.prompts:
             run_job({"task": "weights", "folder": str(small_model), "layers": options.small_layers}, options)
             rows += log_probability_rows(
@@ -371,6 +376,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     for backend in options.backends
                 }
             )
+        if not options.prompts:
+            return rows
         for row in run_job({"task": "errors", "batches": [*options.batches, options.prefill]}, options)[
             "errors"
         ]:
@@ -380,18 +387,18 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def speed_rows(result: dict[str, Any], backend: str, start: str) -> list[dict[str, Any]]:
-    """Milliseconds of each phase, seconds of the start, and where the step of batch 1 goes."""
-    rows = [{"what": f"start, {start}", "backend": backend, "p50": result["start_s"]}]
+def speed_rows(result: dict[str, Any], backend: str) -> list[dict[str, Any]]:
+    """Milliseconds of each phase, and where the step of batch 1 goes in microseconds."""
+    rows: list[dict[str, Any]] = []
     step_us = math.nan
     for row in result["speed"]:
         deciles = quantiles([1e3 * value for value in row["seconds"]], n=10, method="inclusive")
         times = {"p20": deciles[1], "p50": deciles[4], "p80": deciles[7]}
-        rows.append({"what": f"{row['phase']}, {start}", "backend": backend, "M": row["M"], **times})
+        rows.append({"what": row["phase"], "backend": backend, "M": row["M"], **times})
         if row["phase"] == "decode" and row["M"] == 1:
             step_us = 1e3 * deciles[4]
     for kernel, share in sorted(result["profile"].items(), key=lambda item: -item[1]):
-        rows.append({"what": f"kernel, {start}", "backend": backend, "M": kernel, "p50": share * step_us})
+        rows.append({"what": f"kernel {kernel}", "backend": backend, "M": 1, "p50": share * step_us})
     return rows
 
 
@@ -462,25 +469,21 @@ def report(path: Path) -> str:
         change = f", {100 * (p50 / float(peer['p50']) - 1):+.1f} %" if peer and row is not peer else ""
         return f"{p50:.3f} ({float(row['p20']):.3f}–{float(row['p80']):.3f}{change})"
 
+    title = "Decode: ms a step (20th to 80th percentile, against deep_gemm)"
+    table(title, "decode", ("M",), milliseconds)
+    tokens_per_s = lambda row, _: f"{1e3 * int(row['M']) / float(row['p50']):.0f}"  # noqa: E731
+    table("Decode: tokens/s", "decode", ("M",), tokens_per_s)
+    table("Prefill with its first token: ms", "prefill", ("M",), milliseconds)
     for start in ("cold", "cached"):
-        table(
-            f"Decode: ms a step, started {start} (20th to 80th percentile; against deep_gemm)",
-            f"decode, {start}",
-            ("M",),
-            milliseconds,
-        )
-        table(f"Prefill with its first token: ms, started {start}", f"prefill, {start}", ("M",), milliseconds)
-        table(
-            f"Start-up of the engine: s, {start}",
-            f"start, {start}",
-            (),
-            lambda row, _: f"{float(row['p50']):.1f}",
-        )
+        seconds = lambda row, _: f"{float(row['p50']):.1f}"  # noqa: E731
+        table(f"Start-up of the engine, {start}: s", f"start, {start}", (), seconds)
     for backend in backends:
-        kernels = [row for row in rows if row["what"] == "kernel, cached" and row["backend"] == backend]
+        kernels = [row for row in rows if row["what"].startswith("kernel ") and row["backend"] == backend]
         if kernels:
             lines.extend([f"## Where a decode step of batch 1 goes with {backend}: µs", ""])
-            lines.extend(f"- {float(row['p50']):.0f} {row['M']}" for row in kernels[:12])
+            lines.extend(
+                f"- {float(row['p50']):.0f} {row['what'].removeprefix('kernel ')}" for row in kernels[:12]
+            )
             lines.append("")
     for reference in ("deep_gemm", "triton"):
         table(

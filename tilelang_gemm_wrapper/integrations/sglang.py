@@ -278,6 +278,8 @@ def _prepare(layers: Counter[preparation.Shape], settings: Any, gpu: int) -> Non
     if speaks:
         for line in ready.summary().splitlines():
             logger.info("%s", line)
+        if group.world_size > 1:
+            logger.info("All %d tensor-parallel ranks chose the same kernels", group.world_size)
 
 
 def _largest_m(settings: Any) -> int:
