@@ -11,10 +11,10 @@ log-probabilities.
 Every engine is a process of its own with the same settings but for the backend, and each backend starts
 twice: first with empty caches for GEMM kernels (cold), then with those that the first left (cached), when its
 speed is measured too. What all backends share, SGLang's other kernels, is compiled by an engine that is not
-measured (--skip-warm: it is compiled already). A step is the time of an answer of many tokens less that of one
-of a quarter as many, over the tokens between. Where a step goes is the share of each kernel in the time during
-which the GPU decodes at batch 1, a kernel that starts under the one before it counted from that one's end.
-Writes sglang_<name>.csv and .md.
+measured (--skip-warm: it is compiled already). A step is the time of an answer of many tokens less that of
+one of a quarter as many, over the tokens between. Where a step goes is the share of each kernel in the time
+during which the GPU decodes at batch 1, a kernel that starts under the one before it counted from that one's
+end. Writes sglang_<name>.csv and .md.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from sglang.srt.layers.quantization import fp8_utils
 
-    from tilelang_gemm_wrapper import per_block_quant_fp8
+    from tilelang_gemm_wrapper import per_block_quant_fp8, warmup
     from tilelang_gemm_wrapper.core.workload import error
     from tilelang_gemm_wrapper.integrations.sglang import BlockFp8Linear
 
@@ -269,6 +269,7 @@ def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
         "triton": fp8_utils.triton_w8a8_block_fp8_linear,
         "tilelang": BlockFp8Linear(deep_gemm),
     }
+    warmup(SHAPES, m_max=max(job["batches"]), progress=False)
     generator = torch.Generator("cuda").manual_seed(SEED)
     rows = []
     for N, K in SHAPES:
@@ -538,6 +539,9 @@ def main() -> int:
         "--tokens", type=int, default=256, help="tokens of a decode measurement (%(default)s)"
     )
     parser.add_argument("--repeat", type=int, default=7, help="measurements each (%(default)s); 0: no timing")
+    parser.add_argument(
+        "--skip-warm", action="store_true", help="SGLang's other kernels are compiled already"
+    )
     parser.add_argument(
         "--prompts", type=int, default=64, help="for log-probabilities; 0: none (%(default)s)"
     )

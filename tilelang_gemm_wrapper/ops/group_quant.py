@@ -24,8 +24,8 @@ def group_quant_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     x: row-major, 16-byte aligned, K a multiple of 128. Returns q (M, K) float8_e4m3fn, row-major, and scale
     (M, K / 128) float32, column-major with stride (1, M rounded up to 4), rows beyond M unwritten: scale is
-    max(amax, 1e-10) / 448, and q is x * (448 / amax) clamped to +-448, NaN to 448: what SGLang's own
-    quantiser gives, up to the rounding of its approximate division.
+    max(amax, 1e-10) / 448, and q is x * (448 / amax) clamped to +-448, NaN to 448. Divisions are the GPU's
+    approximate ones, as in SGLang's own quantiser, so that both give the same bits.
 
     Runs on the current stream, in CUDA graphs after `warmup` and under torch.compile. Raises TypeError or
     ValueError for tensors that do not fit, RuntimeError where it would have to compile under capture.
@@ -76,10 +76,10 @@ def _kernel(device: Device) -> Callable[..., None]:
             "the quantiser is not compiled and a CUDA graph is being captured; warm it up before"
         )
     compile_cache.tilelang_module()
-    from tilelang_gemm_wrapper.ops._group_quant_kernel import build
+    from tilelang_gemm_wrapper.ops._group_quant_kernel import PASS_CONFIGS, build
 
     with compile_cache.alone("compile"):
-        return compile_cache.compile_primfunc(build(early=device.is_hopper), device.arch)
+        return compile_cache.compile_primfunc(build(early=device.is_hopper), device.arch, PASS_CONFIGS)
 
 
 _library = torch.library.Library("tilelang_gemm", "FRAGMENT")
