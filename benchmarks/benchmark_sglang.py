@@ -255,6 +255,7 @@ def prompt_log_probabilities(engine: Any, batch: int, count: int) -> list[float]
 def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
     """Each layer shape and backend: 1 - 2<x, y> / (<x, x> + <y, y>) of the output against float32, twice:
     with the quantised operands, where only the GEMM errs, and with the bfloat16 activations."""
+    os.environ.setdefault("TILELANG_GEMM_STATIC_WEIGHTS", "1")  # as the plugin sets it
     import torch
     from sglang.srt.layers.quantization import fp8_utils
 
@@ -379,9 +380,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
         if not options.prompts:
             return rows
-        for row in run_job({"task": "errors", "batches": [*options.batches, options.prefill]}, options)[
-            "errors"
-        ]:
+        job = {"task": "errors", "batches": [*options.batches, options.prefill]}
+        for row in run_job(job, options, Path(folder, "tilelang"))["errors"]:
             place = {"backend": row["backend"], "M": row["M"], "N": row["N"], "K": row["K"]}
             rows.append({"what": "error of the GEMM", **place, "p50": row["of_gemm"]})
             rows.append({"what": "error of the layer", **place, "p50": row["of_layer"]})
