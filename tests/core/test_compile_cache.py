@@ -234,3 +234,16 @@ def test_real_kernels(cache):
     shown = []
     compile_many([good], lambda *progress: shown.append(progress))
     assert shown == []
+
+
+def test_of_several_processes_one_compiles_and_the_others_find_it_done(worker, cache):
+    """As the ranks of an engine do: the lock is held by one of them at a time."""
+    jobs = [job(n) for n in (16, 32, 48)]
+    results = []
+    ranks = [threading.Thread(target=lambda: results.append(compile_many(jobs))) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert results == [[], [], []]
+    assert len((cache / "log").read_text().splitlines()) == 3
