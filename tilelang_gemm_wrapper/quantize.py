@@ -20,7 +20,7 @@ import torch
 ScaleLayout = Literal["row", "column_tma"]
 
 FP8_MAX = 448.0  # of float8_e4m3fn
-_TMA_ALIGNMENT = 4  # float32 elements: TMA wants column strides in multiples of 16 bytes
+TMA_ALIGNMENT = 4  # float32 elements: TMA wants column strides in multiples of 16 bytes
 _SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -83,13 +83,13 @@ def convert_scale_layout(scale: torch.Tensor, scale_layout: ScaleLayout) -> torc
         )
     if is_column_tma(scale):
         return scale
-    columns = scale.new_zeros((groups, _round_up(M, _TMA_ALIGNMENT))).t()[:M]
+    columns = scale.new_zeros((groups, round_up(M, TMA_ALIGNMENT))).t()[:M]
     return columns.copy_(scale)
 
 
 def is_column_tma(scale: torch.Tensor) -> bool:
     """Whether TMA can read this (M, groups) float32 tensor as it lies: "column_tma", its base at 16 bytes."""
-    return scale.stride() == (1, _round_up(scale.shape[0], _TMA_ALIGNMENT)) and scale.data_ptr() % 16 == 0
+    return scale.stride() == (1, round_up(scale.shape[0], TMA_ALIGNMENT)) and scale.data_ptr() % 16 == 0
 
 
 def _scale_of(groups: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
@@ -115,7 +115,8 @@ def _pad(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
     return torch.cat([x, x.new_zeros(shape)], dim=dim)
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple
 
 

@@ -163,11 +163,11 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
     compiles at a time: the ranks of an engine compile everything once. Returns one sentence for each job that
     failed; a crash of a compiler costs that job alone.
     """
-    wanted = dict.fromkeys(jobs)
-    if all(map(is_compiled, wanted)):
+    missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
+    if not missing:
         return []
     with alone("compile"):
-        missing = [job for job in wanted if not is_compiled(job)]
+        missing = [job for job in missing if not is_compiled(job)]
         workers = min(configurer.compile_workers(), len(missing))
         return run_jobs(missing, workers, progress) if missing else []
 

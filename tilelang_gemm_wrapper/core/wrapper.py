@@ -81,7 +81,7 @@ def tilelang_launch(job: CompileJob, index: int) -> Launch:
     kernel = compile_kernel(job)
     if kernel_registry.needs_workspace(job.config, job.arch):
         kernel = _with_workspace(kernel, job.N, job.config.split_k)
-    return kernel if torch.cuda.device_count() == 1 else _on_device(kernel, index)
+    return on_device(kernel, index)
 
 
 def _with_workspace(kernel: Callable[..., None], N: int, split_k: int) -> Launch:
@@ -94,15 +94,17 @@ def _with_workspace(kernel: Callable[..., None], N: int, split_k: int) -> Launch
     return launch
 
 
-def _on_device(kernel: Callable[..., None], index: int) -> Launch:
-    """With several GPUs: launch on the tensors' device and leave the current device as it was."""
+def on_device(kernel: Callable[..., None], index: int) -> Callable[..., None]:
+    """With several GPUs: launch on device `index`, the tensors', and leave the current device as it was."""
+    if torch.cuda.device_count() == 1:
+        return kernel
 
-    def launch(A, A_scale, B, B_scale, C):
+    def launch(*tensors):
         if torch.cuda.current_device() == index:
-            kernel(A, A_scale, B, B_scale, C)
+            kernel(*tensors)
         else:
             with torch.cuda.device(index):
-                kernel(A, A_scale, B, B_scale, C)
+                kernel(*tensors)
 
     return launch
 

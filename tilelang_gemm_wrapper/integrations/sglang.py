@@ -150,7 +150,7 @@ def _log_delegation(why: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A function of SGLang, what we put around it, and the parameters that it may have."""
+    """A function of SGLang and what we put around it."""
 
     target: str
     kind: str  # a name of SGLang's HookType
@@ -162,8 +162,7 @@ class Hook:
 class _Activation:
     """What a scheduler process knows once the backend was asked for."""
 
-    settings: Any  # SGLang's server arguments, resolved
-    why_never: str | None
+    why_never: str | None  # why SGLang's own linear has to serve every layer, if it has to
 
 
 _activation: _Activation | None = None
@@ -176,7 +175,11 @@ def register() -> None:
     problems = [problem for hook in HOOKS if not hook.deep and (problem := _why_not_hookable(hook))]
     if problems:
         logger.error(
-            "--fp8-gemm-backend %s is not offered: %s. %s", BACKEND, "; ".join(problems), _version_remedy()
+            "--fp8-gemm-backend %s is not offered: %s. Use an SGLang from %s to %s, or a newer "
+            "tilelang-gemm-wrapper",
+            BACKEND,
+            "; ".join(problems),
+            *TESTED_VERSIONS,
         )
         return
     from sglang.srt.server_args import add_fp8_gemm_runner_backend_choices
@@ -217,7 +220,7 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
     offloads |= (getattr(settings, "offload_group_size", 0) or 0) > 0
     if not offloads:
         os.environ.setdefault(configurer.STATIC_WEIGHTS, "1")
-    _activation = _Activation(settings, _why_never(settings))
+    _activation = _Activation(_why_never(settings))
     fp8_utils: Any = import_module(_FP8_UTILS)
     fp8_utils.FP8_GEMM_RUNNER_BACKEND = fp8_utils.Fp8GemmRunnerBackend.AUTO
 
@@ -356,7 +359,7 @@ def _stop_if(*problems: str | None) -> None:
 
 def _why_not_hookable(hook: Hook) -> str | None:
     try:
-        _resolve(hook.target)
+        pkgutil.resolve_name(hook.target)
     except Exception as error:  # a module of SGLang may fail in any way while it is imported
         return f"{hook.target} cannot be hooked in SGLang {_version()} ({type(error).__name__}: {error})"
     return None
@@ -365,7 +368,7 @@ def _why_not_hookable(hook: Hook) -> str | None:
 def _why_not_hooked(hook: Hook) -> str | None:
     """Why not, in a process in which SGLang has applied its plugins' hooks: it only logs those that fail."""
     why = _why_not_hookable(hook)
-    if why is None and not hasattr(_resolve(hook.target), "__wrapped__"):
+    if why is None and not hasattr(pkgutil.resolve_name(hook.target), "__wrapped__"):
         why = f"SGLang {_version()} did not apply the hook on {hook.target}"
     return why
 
@@ -374,15 +377,11 @@ def _why_linear_unfit() -> str | None:
     """Why a linear function of this SGLang is not called as ours can be."""
     target = f"{_FP8_UTILS}.triton_w8a8_block_fp8_linear"
     try:
-        parameters = inspect.signature(_resolve(target)).parameters
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
     except Exception as error:
         return f"{target} cannot be read ({type(error).__name__}: {error})"
     missing = [name for name in _LINEAR_PARAMETERS if name not in parameters]
     return f"FP8 linear functions of SGLang {_version()} take no {', '.join(missing)}" if missing else None
-
-
-def _resolve(target: str) -> Any:
-    return pkgutil.resolve_name(target)
 
 
 def _version() -> str:
@@ -390,12 +389,6 @@ def _version() -> str:
         return metadata.version("sglang")
     except metadata.PackageNotFoundError:
         return "of unknown version"
-
-
-def _version_remedy() -> str:
-    return (
-        f"Use an SGLang from {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}, or a newer tilelang-gemm-wrapper"
-    )
 
 
 def check() -> tuple[str, bool]:

@@ -14,9 +14,9 @@ import torch
 from torch.compiler import is_compiling
 
 from tilelang_gemm_wrapper.core import compile_cache
-from tilelang_gemm_wrapper.core.device import Device, device_of
-
-_TMA_ALIGNMENT = 4  # float32 elements
+from tilelang_gemm_wrapper.core.device import device_of
+from tilelang_gemm_wrapper.core.wrapper import on_device
+from tilelang_gemm_wrapper.quantize import TMA_ALIGNMENT, round_up
 
 
 def group_quant_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,8 +39,7 @@ def group_quant_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         )
     M, K = x.shape
     q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    columns = (M + _TMA_ALIGNMENT - 1) // _TMA_ALIGNMENT * _TMA_ALIGNMENT
-    scales = torch.empty((K // 128, columns), dtype=torch.float32, device=x.device)
+    scales = torch.empty((K // 128, round_up(M, TMA_ALIGNMENT)), dtype=torch.float32, device=x.device)
     if is_compiling() or type(x) is not torch.Tensor:
         torch.ops.tilelang_gemm.group_quant_fp8(x, q, scales)
     else:
@@ -50,7 +49,7 @@ def group_quant_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def warmup(index: int) -> None:
     """Compile or load the kernel for CUDA device `index`, before a capture."""
-    _kernel(device_of(index))
+    _kernel(index)
 
 
 def _launch(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor) -> None:
@@ -58,19 +57,12 @@ def _launch(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor) -> None:
         raise ValueError(
             f"x is on {x.device}, expected a CUDA device; use per_token_group_quant_fp8 elsewhere"
         )
-    if x.numel() == 0:
-        return
-    index = x.get_device()
-    kernel = _kernel(device_of(index))
-    if torch.cuda.current_device() == index:
-        kernel(x.view(-1, 128), q.view(-1, 128), scales)
-    else:
-        with torch.cuda.device(index):
-            kernel(x.view(-1, 128), q.view(-1, 128), scales)
+    if x.numel():
+        _kernel(x.get_device())(x.view(-1, 128), q.view(-1, 128), scales)
 
 
-@lru_cache(maxsize=8)
-def _kernel(device: Device) -> Callable[..., None]:
+@lru_cache(maxsize=64)
+def _kernel(index: int) -> Callable[..., None]:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the quantiser is not compiled and a CUDA graph is being captured; warm it up before"
@@ -78,8 +70,10 @@ def _kernel(device: Device) -> Callable[..., None]:
     compile_cache.tilelang_module()
     from tilelang_gemm_wrapper.ops._group_quant_kernel import PASS_CONFIGS, build
 
+    device = device_of(index)
     with compile_cache.alone("compile"):
-        return compile_cache.compile_primfunc(build(early=device.is_hopper), device.arch, PASS_CONFIGS)
+        kernel = compile_cache.compile_primfunc(build(early=device.is_hopper), device.arch, PASS_CONFIGS)
+    return on_device(kernel, index)
 
 
 _library = torch.library.Library("tilelang_gemm", "FRAGMENT")
