@@ -34,7 +34,6 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from statistics import quantiles
@@ -45,7 +44,7 @@ SEED = 20
 MODEL = {"hidden": 2560, "intermediate": 9728, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocab": 151936}
 PROMPT = 32  # tokens of the prompts of decode measurements
 SHAPES = ((6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728))  # qkv, o, gate_up, down
-PACKAGES = ("tilelang-gemm-wrapper", "sglang", "torch", "tilelang", "sgl-deep-gemm", "triton")
+PACKAGES = ("package", "sglang", "torch", "tilelang", "deep_gemm", "triton")
 CACHES = ("TILELANG_GEMM_CACHE_DIR", "SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")
 
 
@@ -378,13 +377,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     for backend in options.backends
                 }
             )
-        if not options.prompts:
-            return rows
-        job = {"task": "errors", "batches": [*options.batches, options.prefill]}
-        for row in run_job(job, options, Path(folder, "tilelang"))["errors"]:
-            place = {"backend": row["backend"], "M": row["M"], "N": row["N"], "K": row["K"]}
-            rows.append({"what": "error of the GEMM", **place, "p50": row["of_gemm"]})
-            rows.append({"what": "error of the layer", **place, "p50": row["of_layer"]})
+            job = {"task": "errors", "batches": [*options.batches, options.prefill]}
+            for row in run_job(job, options, Path(folder, "tilelang"))["errors"]:
+                place = {"backend": row["backend"], "M": row["M"], "N": row["N"], "K": row["K"]}
+                rows.append({"what": "error of the GEMM", **place, "p50": row["of_gemm"]})
+                rows.append({"what": "error of the layer", **place, "p50": row["of_layer"]})
     return rows
 
 
@@ -447,7 +444,7 @@ def report(path: Path) -> str:
         "",
         f"Qwen3-4B-FP8's dimensions, {facts['layers']} layers, one GPU, CUDA graphs on, "
         + ", ".join(f"{name} {facts[name]}" for name in PACKAGES)
-        + f", driver {facts['driver']}, {facts['date']}. By `benchmarks/benchmark_sglang.py`.",
+        + f", driver {facts['driver'] or 'not recorded'}, {facts['date']}. By `benchmarks/benchmark_sglang.py`.",
         "",
     ]
 
@@ -470,14 +467,20 @@ def report(path: Path) -> str:
         change = f", {100 * (p50 / float(peer['p50']) - 1):+.1f} %" if peer and row is not peer else ""
         return f"{p50:.3f} ({float(row['p20']):.3f}–{float(row['p80']):.3f}{change})"
 
+    def tokens_per_s(row: dict[str, str], _: Any) -> str:
+        return f"{1e3 * int(row['M']) / float(row['p50']):.0f}"
+
     title = "Decode: ms a step (20th to 80th percentile, against deep_gemm)"
     table(title, "decode", ("M",), milliseconds)
-    tokens_per_s = lambda row, _: f"{1e3 * int(row['M']) / float(row['p50']):.0f}"  # noqa: E731
     table("Decode: tokens/s", "decode", ("M",), tokens_per_s)
     table("Prefill with its first token: ms", "prefill", ("M",), milliseconds)
     for start in ("cold", "cached"):
-        seconds = lambda row, _: f"{float(row['p50']):.1f}"  # noqa: E731
-        table(f"Start-up of the engine, {start}: s", f"start, {start}", (), seconds)
+        table(
+            f"Start-up of the engine, {start}: s",
+            f"start, {start}",
+            (),
+            lambda row, _: f"{float(row['p50']):.1f}",
+        )
     for backend in backends:
         kernels = [row for row in rows if row["what"].startswith("kernel ") and row["backend"] == backend]
         if kernels:
@@ -504,22 +507,12 @@ def report(path: Path) -> str:
 def facts_of(options: argparse.Namespace) -> dict[str, str]:
     import torch
 
+    from tilelang_gemm_wrapper.core.bench_measure import Environment
     from tilelang_gemm_wrapper.core.conditions import record_conditions
     from tilelang_gemm_wrapper.core.device import device_of
 
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "-"
-
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "device": device_of(torch.cuda.current_device()).name,
-        "driver": record_conditions().driver or "-",
-        "layers": str(options.layers),
-        **{package: version(package) for package in PACKAGES},
-    }
+    environment = Environment.here(device_of(torch.cuda.current_device()).name, record_conditions().driver)
+    return {"layers": str(options.layers), "sglang": metadata.version("sglang"), **environment.as_fields()}
 
 
 def numbers(text: str) -> list[int]:
