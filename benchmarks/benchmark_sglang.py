@@ -444,7 +444,8 @@ def report(path: Path) -> str:
         "",
         f"Qwen3-4B-FP8's dimensions, {facts['layers']} layers, one GPU, CUDA graphs on, "
         + ", ".join(f"{name} {facts[name]}" for name in PACKAGES)
-        + f", driver {facts['driver'] or 'not recorded'}, {facts['date']}. By `benchmarks/benchmark_sglang.py`.",
+        + f", driver {facts['driver'] or 'not recorded'}, {facts['date']}. "
+        "By `benchmarks/benchmark_sglang.py`.",
         "",
     ]
 
