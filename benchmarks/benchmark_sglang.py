@@ -96,13 +96,19 @@ class Run:
         (folder / "config.json").write_text(json.dumps(model_config(layers)))
         return str(folder)
 
-    def result(self, name: str, job: dict[str, Any], caches: str) -> dict[str, Any]:
-        """What the job of that name gave in an earlier piece of this run, or gives now with those caches."""
+    def result(self, name: str, job: dict[str, Any], caches: str, after: str = "") -> dict[str, Any]:
+        """What the job of that name gave in an earlier piece of this run, or gives now with those caches,
+        which the job `after` has left."""
         out = self.work / f"{name}.json"
         job = {**job, "out": str(out)}
         done = out.exists()
         if not done:
-            self._execute(name, job, self.work / f"caches-{caches}")
+            folder = self.work / f"caches-{caches}"
+            if after and not folder.is_dir():
+                raise SystemExit(
+                    f"{folder} is gone: remove {self.work / after}.json, so that it is made again"
+                )
+            self._execute(name, job, folder)
         result = json.loads(out.read_text())
         if {**result["job"], "out": ""} != {**job, "out": ""}:
             raise SystemExit(f"{out} is of another job ({result['job']}): remove it, or use another --work")
@@ -155,7 +161,7 @@ def measure(options: argparse.Namespace, run: Run) -> list[dict[str, Any]]:
         for backend in options.backends:
             again = {**engine, "backend": backend, "repeat": options.repeat}
             cold = run.result(f"cold-{backend}", {**engine, "backend": backend}, backend)
-            cached = run.result(f"cached-{backend}", again, backend)
+            cached = run.result(f"cached-{backend}", again, backend, after=f"cold-{backend}")
             rows.append({"what": "start, cold", "backend": backend, "value": cold["start_s"], "count": 1})
             rows.append({"what": "start, cached", "backend": backend, "value": cached["start_s"], "count": 1})
             rows += speed_rows(cached, backend)
@@ -270,7 +276,7 @@ def report(path: Path) -> str:
         median = float(row["value"])
         peer = cells.get("deep_gemm")
         change = f", {100 * (median / float(peer['value']) - 1):+.1f} %" if peer and row is not peer else ""
-        return f"{median:.3f} ({float(row['low']):.3f}–{float(row['p80']):.3f}{change})"
+        return f"{median:.3f} ({float(row['low']):.3f}–{float(row['high']):.3f}{change})"
 
     def tokens_per_s(row: dict[str, str], _: Any) -> str:
         return f"{1e3 * int(row['M']) / float(row['value']):.0f}"
