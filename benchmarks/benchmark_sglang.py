@@ -41,6 +41,7 @@ from typing import Any
 from sglang_job import EXACT, MODEL
 
 BACKENDS = ("deep_gemm", "triton", "tilelang")
+JOB = Path(__file__).with_name("sglang_job.py")
 PACKAGES = ("package", "sglang", "torch", "tilelang", "deep_gemm", "triton")
 CACHES = ("TILELANG_GEMM_CACHE_DIR", "SGLANG_DG_CACHE_DIR", "DG_JIT_CACHE_DIR")  # Triton's is everyone's
 
@@ -125,17 +126,19 @@ class Run:
         caches.mkdir(exist_ok=True)
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("sglang_job.py")), json.dumps(job)],
+                [sys.executable, str(JOB), json.dumps(job)],
                 env=self._environment | {variable: str(caches / variable.lower()) for variable in CACHES},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(self.timeout)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(self.timeout)
+            finally:  # interrupted too: an engine left behind would slow the next one down
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if not Path(job["out"]).exists():
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
             raise SystemExit(f"{name} gave no result; the end of {log}:\n{tail}")
@@ -306,7 +309,7 @@ def report(path: Path) -> str:
                 f"- {float(row['value']):.0f} {row['what'].removeprefix('kernel ')}" for row in kernels[:12]
             )
             lines.append("")
-    for reference, of_what in ((EXACT, "exact products"), ("deep_gemm", "deep_gemm"), ("triton", "triton")):
+    for reference, of_what in ((EXACT, "exact"), ("deep_gemm", "deep_gemm"), ("triton", "triton")):
         for phase, of_batch in (("decode", "answers, by batch"), ("prefill", "a prompt, by its tokens")):
             table(
                 f"Log-probabilities of {of_batch}: mean distance from {of_what}'s ± its standard error",
@@ -358,6 +361,7 @@ def main() -> int:
         options.report.with_suffix(".md").write_text(report(options.report), encoding="utf-8")
         return 0
     options.backends = options.backends.split(",")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     work = options.work or Path(tempfile.mkdtemp(prefix="benchmark_sglang-"))
     work.mkdir(parents=True, exist_ok=True)
     run = Run(work.resolve(), options.timeout, own_triton_cache=not options.skip_warm)

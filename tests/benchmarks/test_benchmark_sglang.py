@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,9 +44,10 @@ def run(benchmark, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    "path", sorted(BENCHMARKS.glob("results/*/sglang_*.csv")), ids=lambda path: path.stem
-)
+PUBLISHED = sorted(BENCHMARKS.glob("results/*/sglang_*.csv"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_reports_are_those_of_their_figures(benchmark, path):
     assert path.with_suffix(".md").read_text(encoding="utf-8") == benchmark.report(path)
 
@@ -97,3 +99,23 @@ def test_a_job_that_fails_shows_the_end_of_its_log(benchmark, tmp_path):
         SystemExit, match=r"(?s)weights gave no result; the end of .*KeyError: 'no such task'"
     ):
         run.result("weights", {"task": "no such task"}, "none")
+
+
+def test_an_interrupted_run_leaves_no_engine_behind(benchmark, tmp_path, monkeypatch):
+    """An engine that goes on takes the GPU from the next one, which then looks slow."""
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is not None:
+                started.append(self)
+                raise SystemExit("terminated")
+            return super().wait()
+
+    endless = tmp_path / "endless.py"
+    endless.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(benchmark, "JOB", endless)
+    monkeypatch.setattr(benchmark.subprocess, "Popen", Interrupted)
+    with pytest.raises(SystemExit, match="terminated"):
+        benchmark.Run(tmp_path, 60, own_triton_cache=True).result("cold", {"task": "engine"}, "triton")
+    assert [process.returncode for process in started] == [-9]

@@ -14,19 +14,19 @@ from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
 SQUARE = (2560, 2560)
 
 
-def expected(x):
+def check(x, q, scale):
+    """SGLang's formula. Its division and the kernel's are approximate: 448 / amax may be off by two units in
+    the last place, which turns all values of a group that lie between two codes; no other code is right."""
     groups = x.float().unflatten(1, (-1, 128))
     amax = groups.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(2, keepdim=True).clamp_min(1e-10)
-    limit = torch.full_like(amax, 448.0)  # with a number, torch would divide by way of rounded reciprocals
-    product = groups * (limit / amax)
-    q = torch.where(product.isnan(), 448.0, product.clamp(-448.0, 448.0))
-    return q.flatten(1).to(torch.float8_e4m3fn), (amax * (1.0 / 448.0)).squeeze(2)
-
-
-def same_values(q, wanted):
-    """But for the last bit of a value in a thousand: the kernel's division is approximate."""
-    codes = q.view(torch.uint8).int() - wanted.view(torch.uint8).int()
-    return codes.abs().max() <= 1 and codes.count_nonzero() <= 1 + q.numel() // 1000
+    assert torch.equal(scale, (amax * (1.0 / 448.0)).squeeze(2))
+    factor = torch.full_like(amax, 448.0) / amax
+    low, high = (
+        torch.where(product.isnan(), 448.0, product.clamp(-448.0, 448.0)).to(torch.float8_e4m3fn).float()
+        for product in (groups * (factor * (1 - 2**-21)), groups * (factor * (1 + 2**-21)))
+    )
+    codes = q.float().unflatten(1, (-1, 128))
+    assert ((codes == low) | (codes == high)).all()
 
 
 @pytest.mark.parametrize("K", [128, 2560, 9728])
@@ -34,10 +34,8 @@ def same_values(q, wanted):
 def test_values_and_scales(M, K):
     x = (torch.randn(M, K, device="cuda") * torch.rand(M, 1, device="cuda").exp()).bfloat16()
     q, scale = group_quant_fp8(x)
-    wanted_q, wanted_scale = expected(x)
     assert scale.stride() == (1, -(-M // 4) * 4) and scale.shape == (M, K // 128)
-    assert torch.equal(scale, wanted_scale)
-    assert same_values(q, wanted_q)
+    check(x, q, scale)
 
 
 def test_what_is_not_finite_or_zero():
@@ -46,9 +44,7 @@ def test_what_is_not_finite_or_zero():
     x[2, 200] = float("inf")
     x[3, 5] = 1e-30
     q, scale = group_quant_fp8(x)
-    wanted_q, wanted_scale = expected(x)
-    assert torch.equal(scale, wanted_scale)
-    assert same_values(q, wanted_q)
+    check(x, q, scale)
     assert not q.float().isnan().any()
 
 
