@@ -255,7 +255,7 @@ def report(path: Path) -> str:
     lines = [
         f"# SGLang with each FP8 GEMM backend on {facts['device'].replace('_', ' ')}",
         "",
-        f"Qwen3-4B-FP8's dimensions, {facts['layers']} layers, {facts['gpus']} GPU, CUDA graphs on, "
+        f"Qwen3-4B-FP8's dimensions, {facts['layers']} layers, GPUs: {facts['gpus']}, CUDA graphs on, "
         + ", ".join(f"{name} {facts[name]}" for name in PACKAGES)
         + f", driver {facts['driver'] or 'not recorded'}, {facts['date']}. "
         "By `benchmarks/benchmark_sglang.py`.",
