@@ -76,7 +76,7 @@ def model_config(layers: int) -> dict[str, Any]:
     }
 
 
-# ---- all of them
+# ---- the jobs of a run
 
 
 class Run:
@@ -111,7 +111,7 @@ class Run:
                 )
             self._execute(name, job, folder)
         result = json.loads(out.read_text())
-        if {**result["job"], "out": ""} != {**job, "out": ""}:
+        if result["job"] != job:
             raise SystemExit(f"{out} is of another job ({result['job']}): remove it, or use another --work")
         print(f"{name}: {'was done' if done else 'done'}", flush=True)
         facts = result["facts"]
@@ -309,10 +309,10 @@ def report(path: Path) -> str:
                 f"- {float(row['value']):.0f} {row['what'].removeprefix('kernel ')}" for row in kernels[:12]
             )
             lines.append("")
-    for reference, of_what in ((EXACT, "exact"), ("deep_gemm", "deep_gemm"), ("triton", "triton")):
+    for reference in (EXACT, "deep_gemm", "triton"):
         for phase, of_batch in (("decode", "answers, by batch"), ("prefill", "a prompt, by its tokens")):
             table(
-                f"Log-probabilities of {of_batch}: mean distance from {of_what}'s ± its standard error",
+                f"Log-probabilities of {of_batch}: mean distance from {reference}'s ± its standard error",
                 f"{phase}, from {reference}",
                 ("M",),
                 mean_distance,

@@ -32,7 +32,7 @@ ANSWER = 32  # tokens of an answer whose log-probabilities are compared
 # ---- the model
 
 
-def write_random_weights(job: dict[str, Any]) -> dict[str, Any]:
+def write_random_weights(job: dict[str, Any]) -> None:
     """A checkpoint in which every matrix matters; SGLang's dummy weights vanish in FP8 products."""
     import torch
     from safetensors.torch import save_file
@@ -70,7 +70,7 @@ def write_random_weights(job: dict[str, Any]) -> dict[str, Any]:
     save_file(
         {n: t.cpu().contiguous() for n, t in whole.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    return {}
+    write(job, {})
 
 
 # ---- one engine, in a process of its own
@@ -117,7 +117,7 @@ def generate(engine: Any, ids: list[list[int]], tokens: int, **options: Any) -> 
     return engine.generate(input_ids=ids, sampling_params=sampling, **options)
 
 
-def run_engine(job: dict[str, Any]) -> dict[str, Any]:
+def run_engine(job: dict[str, Any]) -> None:
     import sglang
     import sglang_exact
 
@@ -133,7 +133,6 @@ def run_engine(job: dict[str, Any]) -> dict[str, Any]:
                 result["decode"] = {batch: answers(engine, batch, job["answers"]) for batch in job["batches"]}
                 result["prefill"] = {job["prefill"]: prompt_log_probabilities(engine, job["prefill"])}
             write(job, result)  # before the engine ends, which may go wrong
-    return result
 
 
 def speeds(engine: Any, job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -211,7 +210,7 @@ def prompt_log_probabilities(engine: Any, length: int) -> list[list[list[float]]
 # ---- the linear functions by themselves
 
 
-def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
+def layer_errors(job: dict[str, Any]) -> None:
     """Each layer shape and backend: 1 - 2<x, y> / (<x, x> + <y, y>) of the output against float32, twice:
     with the quantised operands, where only the GEMM errs, and with the bfloat16 activations."""
     os.environ.setdefault("TILELANG_GEMM_STATIC_WEIGHTS", "1")  # as the plugin sets it
@@ -254,7 +253,7 @@ def layer_errors(job: dict[str, Any]) -> dict[str, Any]:
                         "of_layer": error(out, unquantised),
                     }
                 )
-    return {"errors": rows}
+    write(job, {"errors": rows})
 
 
 # ---- the process
@@ -279,4 +278,4 @@ def write(job: dict[str, Any], result: dict[str, Any]) -> None:
 if __name__ == "__main__":
     this_job = json.loads(sys.argv[1])
     tasks = {"engine": run_engine, "weights": write_random_weights, "errors": layer_errors}
-    write(this_job, tasks[this_job["task"]](this_job))
+    tasks[this_job["task"]](this_job)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,9 @@ FACTS = {"device": "NVIDIA_H200", "date": "2026-01-02", "driver": "580"}
 
 @pytest.fixture(scope="module")
 def benchmark():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        specification = importlib.util.spec_from_file_location(
-            "benchmark_sglang", BENCHMARKS / "benchmark_sglang.py"
-        )
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module("benchmark_sglang")
 
 
 @pytest.fixture
