@@ -53,17 +53,6 @@ def test_an_empty_batch():
     assert q.shape == (0, 256) and scale.shape == (0, 2)
 
 
-def test_what_does_not_fit():
-    with pytest.raises(TypeError, match=r"expected torch\.bfloat16"):
-        group_quant_fp8(torch.ones(2, 128, device="cuda"))
-    x = torch.ones(4, 256, device="cuda", dtype=torch.bfloat16)
-    for wrong in (x[:, :200], x[:, :100].contiguous(), x.t(), x[0]):
-        with pytest.raises(ValueError, match="multiple of 128"):
-            group_quant_fp8(wrong)
-    with pytest.raises(ValueError, match="expected a CUDA device"):
-        group_quant_fp8(x.cpu())
-
-
 def test_nothing_is_compiled_under_capture():
     x = torch.ones(4, 256, device="cuda", dtype=torch.bfloat16)
     group_quant._kernel.cache_clear()

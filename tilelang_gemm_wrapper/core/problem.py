@@ -11,7 +11,7 @@ FP8 = torch.float8_e4m3fn
 _F32 = torch.float32
 _BF16 = torch.bfloat16
 
-_ALIGNMENT = 16  # bytes: what TMA, and 16-byte vector loads, ask of a tensor's first element
+ALIGNMENT = 16  # bytes: what TMA, and 16-byte vector loads, ask of a tensor's first element
 
 _NEW_C = "allocate another, or leave C out"
 _DTYPE_REMEDIES = {
@@ -85,7 +85,7 @@ def lies_right(
     c_end = c_start + 2 * M * N
     return (
         (A_scale.is_contiguous() or _is_column_major(A_scale, M))
-        and not (a_start | b_start | c_start) % _ALIGNMENT
+        and not (a_start | b_start | c_start) % ALIGNMENT
         and (c_end <= a_start or a_start + M * K <= c_start)
         and (c_end <= b_start or b_start + N * K <= c_start)
         and not (
@@ -187,11 +187,8 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
             f"(1, at least {M}); pass A_scale.contiguous()"
         )
     for name in ("A", "B", "C"):
-        if tensors[name].data_ptr() % _ALIGNMENT:
-            return ValueError(
-                f"{name} starts at byte {tensors[name].data_ptr() % _ALIGNMENT} of {_ALIGNMENT}, expected a "
-                f"{_ALIGNMENT}-byte aligned start; {_copy_remedy(name, 'clone()')}"
-            )
+        if tensors[name].data_ptr() % ALIGNMENT:
+            return misaligned(name, tensors[name])
     for name in ("A", "B"):
         start, end = tensors[name].data_ptr(), tensors[name].data_ptr() + tensors[name].numel()
         if C.data_ptr() < end and start < C.data_ptr() + 2 * C.numel():
@@ -204,6 +201,14 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
             )
     return ValueError(
         f"unsupported tensors: {', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())}"
+    )
+
+
+def misaligned(name: str, tensor: torch.Tensor) -> ValueError:
+    """What is said of a tensor whose start vector loads cannot take."""
+    return ValueError(
+        f"{name} starts at byte {tensor.data_ptr() % ALIGNMENT} of {ALIGNMENT}, expected a "
+        f"{ALIGNMENT}-byte aligned start; {_copy_remedy(name, 'clone()')}"
     )
 
 

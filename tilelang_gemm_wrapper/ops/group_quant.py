@@ -15,6 +15,7 @@ from torch.compiler import is_compiling
 
 from tilelang_gemm_wrapper.core import compile_cache
 from tilelang_gemm_wrapper.core.device import device_of
+from tilelang_gemm_wrapper.core.problem import ALIGNMENT, misaligned
 from tilelang_gemm_wrapper.core.wrapper import on_device
 from tilelang_gemm_wrapper.quantize import TMA_ALIGNMENT, round_up
 
@@ -53,6 +54,8 @@ def warmup(index: int) -> None:
 
 
 def _launch(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor) -> None:
+    if x.data_ptr() % ALIGNMENT:
+        raise misaligned("x", x)
     if not x.is_cuda:
         raise ValueError(
             f"x is on {x.device}, expected a CUDA device; use per_token_group_quant_fp8 elsewhere"
