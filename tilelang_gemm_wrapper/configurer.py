@@ -105,7 +105,7 @@ def why_tilelang_unavailable(device: Device) -> str | None:
         return f"{ENABLE}={_value(ENABLE)} switches the TileLang kernels off; unset it to use them"
     if not device.runs_tilelang:
         return f"the TileLang kernels need sm_90a (Hopper) or sm_89 (Ada) and {device.name} is {device.arch}"
-    return _why_tilelang_unfit()
+    return why_tilelang_unfit()
 
 
 def fallback_backend(device: Device, N: int | None = None, K: int | None = None) -> tuple[str, str]:
@@ -147,7 +147,7 @@ def _fallback_reason(name: str, device: Device, choice: str, passed_over: list[s
 
 
 @lru_cache(maxsize=1)
-def _why_tilelang_unfit() -> str | None:
+def why_tilelang_unfit() -> str | None:
     at_least, below = TILELANG_VERSIONS
     expected = f"{'.'.join(map(str, at_least))} or newer, below {'.'.join(map(str, below))}"
     remedy = f"pip install 'tilelang>={'.'.join(map(str, at_least))},<{'.'.join(map(str, below))}'"

@@ -1,0 +1,186 @@
+"""What the ops ask of their tensors: value, expectation and remedy where one does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..quantize import TMA_ALIGNMENT, ScaleLayout, round_up
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+GROUP = 128  # columns that share a scale
+
+
+class Rows(NamedTuple):
+    """A tensor (..., K) as `outer` times `inner` rows; row (i, j) starts at i * outer_stride + j * inner_stride.
+
+    Two strides are what slices of a fused QKV need: tokens far apart, heads within a token close together.
+    """
+
+    tensor: torch.Tensor  # (outer, inner, K), a view of the argument
+    outer_stride: int
+    inner_stride: int
+
+    @property
+    def inner(self) -> int:
+        return self.tensor.shape[1]
+
+    @property
+    def count(self) -> int:
+        return self.tensor.shape[0] * self.tensor.shape[1]
+
+    @property
+    def K(self) -> int:
+        return self.tensor.shape[2]
+
+    @property
+    def flat(self) -> torch.Tensor:
+        return flat(self.tensor)
+
+
+def check_floats(**tensors: torch.Tensor) -> None:
+    """TypeError or ValueError for what is no float tensor on a CPU or a CUDA device, alike and without grad."""
+    first = next(iter(tensors))
+    device = dtype = None
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if device is None:
+            device, dtype = tensor.device, tensor.dtype
+        if tensor.dtype not in FLOATS:
+            raise TypeError(f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32; convert it first")
+        if tensor.dtype is not dtype:
+            raise TypeError(f"{name} is {tensor.dtype} and {first} {dtype}, expected one dtype; convert {name}")
+        check_place(name, tensor, first, device)
+
+
+def check_place(name: str, tensor: torch.Tensor, first: str, device: torch.device) -> None:
+    """ValueError for a tensor on another device than `first`, on neither CPU nor CUDA, or that wants a gradient."""
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device} and {first} on {device}; move them to one device")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} is on {device}, expected the CPU or a CUDA device; move it there")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} requires grad, but the op has no backward; pass {name}.detach() or run under torch.no_grad()"
+        )
+
+
+def check_rows(name: str, tensor: torch.Tensor, longest: int = 65536) -> None:
+    """ValueError unless tensor is (..., K) with K from 1 to `longest`."""
+    if tensor.dim() == 0 or not 1 <= tensor.shape[-1] <= longest:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected (..., K) with K from 1 to {longest}"
+        )
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int], of: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for {of}; reshape it")
+
+
+def check_groups(name: str, K: int) -> None:
+    if K % GROUP:
+        raise ValueError(
+            f"{name} has K = {K}, expected a multiple of {GROUP}: each {GROUP} columns share a scale; pad it"
+        )
+
+
+def rows_of(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[Rows]:
+    """Tensors of one shape (..., K) as `Rows` with the same outer and inner. Views: nothing is copied.
+
+    Raises ValueError where the values of a row are not side by side, or the rows lie in more than two strides.
+    """
+    *leading, K = tensors[0].shape
+    for name, tensor in zip(names, tensors, strict=True):
+        if K > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}, expected the last to be 1; pass {name}.contiguous()"
+            )
+    # Dimensions of one row step nowhere; of two neighbours that every tensor walks as one, one is made.
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in tensors]
+    for dimension, size in enumerate(leading):
+        if size == 1:
+            continue
+        steps = [tensor.stride(dimension) for tensor in tensors]
+        if sizes and all(own[-1] == size * step for own, step in zip(strides, steps, strict=True)):
+            sizes[-1] *= size
+            for own, step in zip(strides, steps, strict=True):
+                own[-1] = step
+        else:
+            sizes.append(size)
+            for own, step in zip(strides, steps, strict=True):
+                own.append(step)
+    if len(sizes) > 2:
+        raise ValueError(
+            f"the rows of {' and '.join(names)}, shape {tuple(tensors[0].shape)} and strides "
+            f"{' and '.join(str(tensor.stride()) for tensor in tensors)}, lie in more than two strides; "
+            f"pass contiguous tensors"
+        )
+    while len(sizes) < 2:
+        sizes.append(1)
+        for own in strides:
+            own.append(K)
+    if math.prod(leading) == 0:
+        sizes = [0, 1]
+    return [
+        Rows(tensor.as_strided((*sizes, K), (*own, 1)), *own)
+        for tensor, own in zip(tensors, strides, strict=True)
+    ]
+
+
+def check_apart(name: str, written: torch.Tensor, **others: torch.Tensor) -> None:
+    """ValueError where a tensor that is written shares memory with another."""
+    for other_name, other in others.items():
+        if overlap(written, other):
+            raise ValueError(f"{name} overlaps {other_name} in memory, expected a buffer of its own; clone one")
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the stretches of memory from first to last element meet; strided tensors may interleave."""
+    (a_start, a_end), (b_start, b_end) = _stretch(a), _stretch(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _stretch(tensor: torch.Tensor) -> tuple[int, int]:
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    return start, start + flat(tensor).numel() * tensor.element_size()
+
+
+def is_vectorisable(width: int, *rows: Rows) -> bool:
+    """Whether every row of all starts at a multiple of `width` bytes, and K fills whole vectors."""
+    return all(
+        (row.tensor.data_ptr() | row.outer_stride * size | row.inner_stride * size | row.K * size) % width == 0
+        for row in rows
+        for size in (row.tensor.element_size(),)
+    )
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory from the first element to the last as one dimension, for kernels that are told the strides."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((last + 1,), (1,))
+
+
+def empty_fp8(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Where the codes of (..., K) go: contiguous."""
+    return torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+
+
+def empty_scale(M: int, groups: int, scale_layout: ScaleLayout, device: torch.device) -> torch.Tensor:
+    """(M, groups) float32 for the scales, laid out as `quantize.convert_scale_layout` has it.
+
+    Of "column_tma" the rows up to the next multiple of 4 stay unwritten. Raises ValueError for another layout.
+    """
+    if scale_layout == "row":
+        return torch.empty((M, groups), dtype=torch.float32, device=device)
+    if scale_layout == "column_tma":
+        columns = torch.empty((groups, round_up(M, TMA_ALIGNMENT)), dtype=torch.float32, device=device)
+        return columns.t()[:M]
+    raise ValueError(f"scale_layout is {scale_layout!r}; expected 'row' or 'column_tma'")

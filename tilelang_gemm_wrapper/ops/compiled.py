@@ -1,0 +1,44 @@
+"""TileLang kernels of the ops, compiled once for each device and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..core import compile_cache
+from ..core.device import device_of
+from ..core.wrapper import on_device
+
+_kernels: dict[tuple[Any, ...], Callable[..., None]] = {}
+_lock = threading.Lock()
+
+
+def compiled(
+    build: Callable[..., Any], shape: tuple[Any, ...], index: int, pass_configs: dict[str, Any] | None = None
+) -> Callable[..., None]:
+    """The launcher of `build(shape)` on CUDA device `index`, which takes the PrimFunc's arguments in order.
+
+    Compiled or loaded from TileLang's disk cache on first use. Raises RuntimeError if that would be while a
+    CUDA graph is captured.
+    """
+    kernel = _kernels.get((build, shape, index))
+    return kernel if kernel is not None else _compile(build, shape, index, pass_configs)
+
+
+def _compile(
+    build: Callable[..., Any], shape: tuple[Any, ...], index: int, pass_configs: dict[str, Any] | None
+) -> Callable[..., None]:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the kernel for {shape} is not compiled and a CUDA graph is being captured; make the same call once "
+            f"before the capture"
+        )
+    with _lock, compile_cache.alone("compile"):
+        primfunc = build(shape)
+        kernel = compile_cache.compile_primfunc(primfunc, device_of(index).arch, pass_configs)
+        name = primfunc.attrs["global_symbol"]
+        del name
+        return _kernels.setdefault((build, shape, index), on_device(kernel, index))

@@ -1,0 +1,142 @@
+"""Which backend of an op was measured to be the fastest, by device and shape.
+
+The tables `measured/<device>.json` come with the package, written by `benchmarks/choose_op_backends.py` from
+the benchmarks' results. What `autotune.tune` measured on this machine goes before them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..core.compile_cache import cache_directory
+from ..core.device import Device, canonical_name
+from ..core.whole_file import replacing
+
+DEFAULT = "triton"  # runs wherever an NVIDIA GPU is, and compiles fastest
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The fastest backend for an op at one shape; for a tuned GEMV its TileLang configuration as well.
+
+    N is 0 for ops without one. `versions` are those of what compiled and ran it: "" in shipped tables.
+    """
+
+    op: str
+    dtype: str
+    M: int
+    N: int
+    K: int
+    backend: str
+    config: dict[str, int] = field(default_factory=dict, hash=False)
+    versions: str = ""
+
+
+def best(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> str:
+    """The backend of the entry nearest in shape: of this machine's own of the same class, else of the table."""
+    own = _of_class(_own(device), op, dtype, M, N, K)
+    if own is not None:
+        return own.backend
+    entry = _nearest([e for e in _shipped(device) if e.op == op and e.dtype == dtype], M, N, K)
+    return entry.backend if entry else DEFAULT
+
+
+def config(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> dict[str, int] | None:
+    """The TileLang configuration tuned for this class of shapes on this machine, else on such a device."""
+    entry = _of_class(_own(device), op, dtype, M, N, K)
+    if entry is None:
+        tuned = [e for e in _shipped(device) if e.op == op and e.dtype == dtype and e.config]
+        entry = _nearest([e for e in tuned if _rows_class(e.M) == _rows_class(M)], M, N, K)
+    return entry.config if entry and entry.config else None
+
+
+def shape_class(M: int, N: int, K: int) -> tuple[int, int, int]:
+    """Shapes that share a tuning: M up to the next power of two, N and K to the nearest half power of two."""
+    return _rows_class(M), round(2 * math.log2(N or 1)), round(2 * math.log2(K))
+
+
+def _rows_class(M: int) -> int:
+    return max(M - 1, 0).bit_length()
+
+
+def _of_class(entries: Iterable[Entry], op: str, dtype: str, M: int, N: int, K: int) -> Entry | None:
+    wanted = op, dtype, shape_class(M, N, K)
+    same = [e for e in entries if (e.op, e.dtype, shape_class(e.M, e.N, e.K)) == wanted]
+    return same[-1] if same else None
+
+
+def _nearest(entries: list[Entry], M: int, N: int, K: int) -> Entry | None:
+    """M counts most: what is right for one row is seldom right for a thousand."""
+
+    def distance(entry: Entry) -> float:
+        n = abs(math.log2((N or 1) / (entry.N or 1)))
+        return 2 * abs(math.log2(max(M, 1) / entry.M)) + n + abs(math.log2(K / entry.K))
+
+    return min(entries, key=distance, default=None)
+
+
+def add(device: Device, entry: Entry) -> Path:
+    """Keep an entry of this machine, in the place of one for the same class; returns the file."""
+    path = _own_path(device)
+    key = entry.op, entry.dtype, shape_class(entry.M, entry.N, entry.K)
+    others = [e for e in _read(path) if (e.op, e.dtype, shape_class(e.M, e.N, e.K)) != key]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, [*others, entry])
+    forget()
+    return path
+
+
+def write(path: Path, entries: Iterable[Entry]) -> None:
+    with replacing(path) as file:
+        lines = [json.dumps({k: v for k, v in asdict(e).items() if v}) for e in entries]
+        file.write("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def versions() -> str:
+    """What a tuned entry depends on: it counts while these are the same."""
+    from importlib.metadata import version
+
+    from .. import __version__
+
+    return f"package {__version__} tilelang {version('tilelang')} torch {version('torch')}"
+
+
+def forget() -> None:
+    """Read the files again at the next look."""
+    _shipped.cache_clear()
+    _own.cache_clear()
+
+
+def _own_path(device: Device) -> Path:
+    return cache_directory() / "tilelang_gemm_ops" / f"{device.name}.json"
+
+
+@lru_cache(maxsize=16)
+def _own(device: Device) -> tuple[Entry, ...]:
+    entries = _read(_own_path(device))
+    return tuple(e for e in entries if e.versions == versions()) if entries else ()
+
+
+@lru_cache(maxsize=16)
+def _shipped(device: Device) -> tuple[Entry, ...]:
+    return _read(Path(__file__).with_name("measured") / f"{canonical_name(device.name)}.json")
+
+
+def _read(path: Path) -> tuple[Entry, ...]:
+    """The entries of a file, none if it is not there. ValueError, naming it, for one that is not of them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    names = {f.name for f in fields(Entry)}
+    try:
+        items: list[dict[str, Any]] = json.loads(text)
+        return tuple(Entry(**{name: value for name, value in item.items() if name in names}) for item in items)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no table of measured ops ({error}); remove it or write it anew") from error

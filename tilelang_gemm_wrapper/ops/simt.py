@@ -1,0 +1,81 @@
+"""What the TileLang kernels share: each thread holds chunks of eight neighbouring values; imports tilelang.
+
+A row belongs to `lanes` threads: lane l has the chunks l, l + lanes, ... so that a warp reads 512 bytes of a
+bfloat16 row side by side, and sixteen lanes hold a group of 128 values. `lanes` is a power of two up to 32, or
+whole warps. Written out for threads, because fragments are laid out by what divides evenly: a row of 2560
+values over 256 threads would be read two bytes at a time.
+"""
+
+import tilelang.language as T
+
+CHUNK = 8
+# Tensors come flat, with strides in vectors of 16 bytes where rows are aligned: that a row starts at a multiple
+# of its vectors is then plain to the compiler. Its own guards, a branch around each value, are switched off.
+PASS_CONFIGS = {"tl.disable_safe_memory_legalize": True}
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_FLOAT32_MAX = 3.4028234663852886e38
+_FLOAT32_TINY = 1.1754943508222875e-38  # the smallest normal one
+_FP8_MAX = 448.0
+
+
+def vector(dtype: str, aligned: bool) -> int:
+    """How many values one access moves: 16 bytes of them, one where rows start anywhere."""
+    return 16 // _BYTES[dtype] if aligned else 1
+
+
+def dtype_name(dtype: object) -> str:
+    """ "bfloat16" of torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+@T.macro
+def load_chunk(source, start, column, K, local, at, width):
+    """local[at : at + 8] = source[start + column : start + column + 8], zero beyond column K."""
+    for part in T.unroll(CHUNK // width):
+        if column + part * width < K:
+            for v in T.vectorized(width):
+                local[at + part * width + v] = source[start + column + part * width + v]
+        else:
+            for v in T.vectorized(width):
+                local[at + part * width + v] = 0
+
+
+@T.macro
+def store_chunk(target, start, column, K, local, at, width):
+    """target[start + column : start + column + 8] = local[at : at + 8] as far as column K."""
+    for part in T.unroll(CHUNK // width):
+        if column + part * width < K:
+            for v in T.vectorized(width):
+                target[start + column + part * width + v] = local[at + part * width + v]
+
+
+@T.macro
+def sum_over_lanes(value, lanes, lane, slot, partial):
+    """value[0] summed over the lanes of a row, in all of them; partial: (rows, warps of a row) shared."""
+    width = min(lanes, 32)
+    for i in T.unroll(width.bit_length() - 1):
+        value[0] += T.shfl_xor(value[0], width >> (i + 1))
+    if lanes > 32:
+        if lane % 32 == 0:
+            partial[slot, lane // 32] = value[0]
+        T.sync_threads()
+        value[0] = 0.0
+        for warp in T.unroll(lanes // 32):
+            value[0] += partial[slot, warp]
+
+
+@T.macro
+def quantise_chunk(y, codes, scale):
+    """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes, by `quantize`'s rules."""
+    scale[0] = 0.0
+    for v in T.unroll(CHUNK):
+        # false for NaN
+        scale[0] = T.max(scale[0], T.if_then_else(T.abs(y[v]) <= _FLOAT32_MAX, T.abs(y[v]), 0.0))
+    for i in T.unroll(4):
+        scale[0] = T.max(scale[0], T.shfl_xor(scale[0], 8 >> i))
+    scale[0] = T.if_then_else(scale[0] > 0.0, T.max(scale[0] / _FP8_MAX, _FLOAT32_TINY), 1.0)
+    for v in T.unroll(CHUNK):
+        # The conversion keeps NaN and cuts off at 448.
+        y[v] = T.if_then_else(T.abs(y[v]) <= _FLOAT32_MAX, y[v] / scale[0], T.float32(float("nan")))
+    for v in T.vectorized(CHUNK):
+        codes[v] = T.cast(y[v], "float8_e4m3")
