@@ -133,10 +133,10 @@ def tilelang_is(monkeypatch):
             return version
 
         monkeypatch.setattr(metadata, "version", lookup)
-        configurer._why_tilelang_unfit.cache_clear()
+        configurer.why_tilelang_unfit.cache_clear()
 
     yield pretend
-    configurer._why_tilelang_unfit.cache_clear()
+    configurer.why_tilelang_unfit.cache_clear()
 
 
 @pytest.mark.parametrize(

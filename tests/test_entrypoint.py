@@ -238,7 +238,7 @@ def put(tmp_path, device_name="NVIDIA_H200"):
 
 
 def test_explain_names_file_and_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(configurer, "_why_tilelang_unfit", lambda: None)
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
     path = put(tmp_path)
     for M, config in ((8, SPLIT), (9, SWAP), (9999, SWAP)):
         said = explain(M, 6144, 2560, "NVIDIA_H200")
@@ -253,7 +253,7 @@ def test_explain_names_file_and_config(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["NVIDIA_H100", "NVIDIA H100 80GB HBM3", "NVIDIA_H100_80GB_HBM3"])
 def test_explain_takes_every_name_of_a_chip(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(configurer, "_why_tilelang_unfit", lambda: None)
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
     path = put(tmp_path, "NVIDIA_H100")
     said = explain(8, 6144, 2560, name)
     assert (said.device, said.source) == ("NVIDIA_H100_80GB_HBM3", str(path))

@@ -95,7 +95,8 @@ def is_column_tma(scale: torch.Tensor) -> bool:
 def _scale_of(groups: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     """amax over `dims` (kept, of size 1) / 448, by the module's rules for zero, tiny and non-finite."""
     amax = groups.abs().nan_to_num_(nan=0.0, posinf=0.0).amax(dim=dims, keepdim=True)
-    scale = (amax / FP8_MAX).clamp_min_(torch.finfo(torch.float32).tiny)
+    # By a tensor: by a number, PyTorch multiplies with its inverse on a GPU, and the last bit may differ.
+    scale = (amax / torch.full_like(amax, FP8_MAX)).clamp_min_(torch.finfo(torch.float32).tiny)
     return torch.where(amax > 0, scale, 1.0)
 
 

@@ -30,7 +30,7 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(configurer.CONFIG_DIR, str(tmp_path / "tuned"))
     monkeypatch.setattr(configurer, "shipped_config_directory", lambda: tmp_path / "shipped")
-    monkeypatch.setattr(configurer, "_why_tilelang_unfit", lambda: None)
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
     for directory in ("tuned", "shipped"):
         (tmp_path / directory).mkdir()
     monkeypatch.setattr(dispatch, "default_entries", defaults)
@@ -197,7 +197,7 @@ def test_fallback_for_shapes_and_devices_without_a_kernel(n, k, device, kernel, 
 def test_fallback_where_tilelang_is_missing_or_off(tmp_path, monkeypatch):
     put(tmp_path, [(8, SWAP)])
     monkeypatch.setattr(
-        configurer, "_why_tilelang_unfit", lambda: "tilelang is not installed; pip install it"
+        configurer, "why_tilelang_unfit", lambda: "tilelang is not installed; pip install it"
     )
     (choice,) = build_table(N, K, H200).choices
     assert choice.kernel == "deep_gemm"

@@ -22,3 +22,9 @@ def overlaps(tensor: torch.Tensor) -> bool:
 def _has_pdl(index: int) -> bool:
     device = device_of(index)
     return device.is_cuda and int(device.arch.removeprefix("sm_").rstrip("a")) >= 90
+
+
+def triton_options(tensor: torch.Tensor) -> dict[str, bool]:
+    """What a Triton kernel with a PDL switch is launched with; releases that lack the option are spared it."""
+    pdl = overlaps(tensor)
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}

@@ -67,6 +67,9 @@ def sum_over_lanes(value, lanes, lane, slot, partial):
 @T.macro
 def quantise_chunk(y, codes, scale):
     """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes, by `quantize`'s rules."""
+    divisor = T.alloc_local((1,), "float32")
+    inverse = T.alloc_local((1,), "float32")
+    quotient = T.alloc_local((CHUNK,), "float32")
     scale[0] = 0.0
     for v in T.unroll(CHUNK):
         # false for NaN
@@ -74,8 +77,19 @@ def quantise_chunk(y, codes, scale):
     for i in T.unroll(4):
         scale[0] = T.max(scale[0], T.shfl_xor(scale[0], 8 >> i))
     scale[0] = T.if_then_else(scale[0] > 0.0, T.max(scale[0] / _FP8_MAX, _FLOAT32_TINY), 1.0)
+    # Quotients rounded as IEEE division rounds them, by Markstein's method: two corrections with the inverse,
+    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted first.
+    # A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
+    divisor[0] = scale[0]
+    if scale[0] < 2.0**-60:
+        divisor[0] = scale[0] * 2.0**64
+        for v in T.unroll(CHUNK):
+            y[v] = y[v] * 2.0**64
+    inverse[0] = 1.0 / divisor[0]
     for v in T.unroll(CHUNK):
-        # The conversion keeps NaN and cuts off at 448.
-        y[v] = T.if_then_else(T.abs(y[v]) <= _FLOAT32_MAX, y[v] / scale[0], T.float32(float("nan")))
+        quotient[v] = y[v] * inverse[0]
+        for _ in T.unroll(2):
+            remainder = T.ieee_fmaf(quotient[v], divisor[0], -y[v])
+            quotient[v] = T.ieee_fmaf(remainder, -inverse[0], quotient[v])
     for v in T.vectorized(CHUNK):
-        codes[v] = T.cast(y[v], "float8_e4m3")
+        codes[v] = T.cast(quotient[v], "float8_e4m3")

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..pdl import overlaps
+from ..pdl import triton_options
 from . import Problem
 
 
@@ -24,7 +24,8 @@ def gemv_kernel(
     X_SCALED: tl.constexpr,
     W_SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,  # divides 128
-    BLOCK_K: tl.constexpr,  # a multiple of 128 or a divisor of it
+    BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,  # steps whose loads are under way together
     PDL: tl.constexpr,
 ):
     """One row of x by the CUDA cores: products are added up per column and reduced once, at the end."""
@@ -38,7 +39,7 @@ def gemv_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in range(0, K, BLOCK_K):
+    for start in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
         if K % BLOCK_K == 0:
             weights = tl.load(at_W + start, eviction_policy="evict_first")
             values = tl.load(x + start + columns).to(tl.float32)
@@ -111,7 +112,7 @@ class Tile(NamedTuple):
     block_N: int
     block_K: int
     num_warps: int
-    num_stages: int
+    depth: int  # steps of K under way at one time: unrolled for one row, else stages of the pipeline
 
 
 def tile_of(M: int, N: int, K: int, scaled: bool) -> Tile:
@@ -128,7 +129,6 @@ def launch(problem: Problem) -> None:
 
 def launch_tile(problem: Problem, tile: Tile) -> None:
     x, x_scale, W, W_scale, out = problem
-    pdl = overlaps(out)
     arguments = (x, W if x_scale is None else x_scale, W, W if W_scale is None else W_scale, out)
     with torch.cuda.device_of(out):  # Triton launches on the current device
         grid = (triton.cdiv(problem.N, tile.block_N),)
@@ -141,8 +141,7 @@ def launch_tile(problem: Problem, tile: Tile) -> None:
             W_SCALED=W_scale is not None,
             BLOCK_N=tile.block_N,
             BLOCK_K=tile.block_K,
-            PDL=pdl,
             num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-            **({"launch_pdl": True} if pdl else {}),
+            **({"UNROLL": tile.depth} if problem.M == 1 else {"num_stages": tile.depth}),
+            **triton_options(out),
         )

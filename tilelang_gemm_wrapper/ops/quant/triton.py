@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ..arguments import Rows
-from ..pdl import overlaps
+from ..pdl import triton_options
 
 _FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 _FLOAT32_TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal one
@@ -22,9 +22,17 @@ def quantise(groups):
     amax = tl.max(tl.where(finite, magnitude, 0.0), axis=1)
     scale = tl.maximum(tl.div_rn(amax, _FP8_MAX), _FLOAT32_TINY)
     scale = tl.where(amax > 0.0, scale, 1.0)
-    quotient = tl.div_rn(groups, tl.broadcast_to(scale[:, None], groups.shape))
-    quotient = tl.minimum(tl.maximum(quotient, -_FP8_MAX), _FP8_MAX)
-    return tl.where(finite, quotient, float("nan")), scale
+    # Quotients rounded as IEEE division rounds them, by Markstein's method: two corrections with the inverse,
+    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted first.
+    # A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
+    lift = tl.where(scale < 8.673617379884035e-19, 1.8446744073709552e19, 1.0)  # 2**-60, 2**64
+    divisor = scale * lift
+    inverse = tl.div_rn(1.0, divisor)[:, None]
+    divisor, dividend = divisor[:, None], groups * lift[:, None]
+    quotient = dividend * inverse
+    quotient = tl.fma(tl.fma(quotient, divisor, -dividend), -inverse, quotient)
+    quotient = tl.fma(tl.fma(quotient, divisor, -dividend), -inverse, quotient)
+    return quotient, scale
 
 
 @triton.jit(do_not_specialize=["groups"])
@@ -66,7 +74,6 @@ def quant_kernel(
 def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> None:
     """As `ops.quant.reference.launch`."""
     groups = q.numel() // 128
-    pdl = overlaps(q)
     block = 16 if groups >= 16 * 1024 else 4
     with torch.cuda.device_of(q):  # Triton launches on the current device
         quant_kernel[(triton.cdiv(groups, block),)](
@@ -82,7 +89,6 @@ def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> Non
             K=q.shape[1],
             SILU_MUL=silu_mul,
             BLOCK=block,
-            PDL=pdl,
             num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
+            **triton_options(q),
         )

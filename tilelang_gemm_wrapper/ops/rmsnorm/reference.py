@@ -35,7 +35,8 @@ def _normalised(
         residual.tensor.add_(x.tensor)
         x = residual
     values = x.tensor.float()
-    mean = values.square().mean(-1, keepdim=True) + eps
+    total = values.square().sum(-1, keepdim=True)
+    mean = total / torch.full_like(total, x.K) + eps  # not by a number: see `quantize`
     # PyTorch's float32 square root is off by a unit in the last place on some CPUs, the kernels' is not.
     factor = 1.0 / mean.double().sqrt().float()
     return values * factor * (weight.float() + offset)

@@ -20,7 +20,8 @@ from ..simt import (
     vector,
 )
 
-KEPT_BYTES = 64  # of a row in a thread's registers; of longer rows all is read twice, mostly from L2
+KEPT_BYTES = 128  # of a row in a thread's registers; of longer rows all is read twice, mostly from L2
+AHEAD = 2  # chunks a thread up to which the weight is read before the sum: more would cost warps their registers
 
 
 class Shape(NamedTuple):
@@ -34,6 +35,7 @@ class Shape(NamedTuple):
     has_residual: bool
     quantise: bool
     aligned: bool  # every row, and the weight, starts at 16 bytes, and K fills vectors
+    nested: bool  # rows lie in two strides
     early: bool  # starts while the kernel before it runs, see `pdl`
 
 
@@ -43,9 +45,10 @@ def build(shape: Shape) -> Any:
 
     residual is x again where there is none; scale is any float32 tensor without `quantise`.
     """
-    K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, early = shape
+    K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, early = shape
     chunks = -(-K // (lanes * CHUNK))
     kept = chunks if chunks * CHUNK * (4 if dtype == "float32" else 2) <= KEPT_BYTES else 1
+    ahead = chunks <= AHEAD
     width, weight_width = vector(dtype, aligned), vector(weight_dtype, aligned)
     out_dtype, out_width = ("float8_e4m3", CHUNK) if quantise else (dtype, width)
     sizes = [T.dynamic(f"{name}_size", "int64") for name in ("x", "residual", "out", "scale")]
@@ -87,7 +90,7 @@ def build(shape: Shape) -> Any:
             lane, slot = T.get_thread_binding(0), T.get_thread_binding(1)
             values = T.alloc_local((kept * CHUNK,), dtype)
             added = T.alloc_local((CHUNK,), dtype)
-            weights = T.alloc_local((kept * CHUNK,), weight_dtype)
+            weights = T.alloc_local(((chunks if ahead else 1) * CHUNK,), weight_dtype)
             y = T.alloc_local((CHUNK,), "float32")
             results = T.alloc_local((CHUNK,), out_dtype)
             total = T.alloc_local((1,), "float32")
@@ -96,8 +99,8 @@ def build(shape: Shape) -> Any:
             # Threads without a row do as the last row's, but store nothing: sums need all lanes of a warp.
             row = T.min(block * rows + slot, count - 1) if rows > 1 else block
             exists = block * rows + slot < count if rows > 1 else True
-            o = T.cast(T.truncdiv(row, inner), "int64")
-            i = T.cast(T.truncmod(row, inner), "int64")
+            o = T.cast(T.truncdiv(row, inner) if nested else row, "int64")
+            i = T.cast(T.truncmod(row, inner) if nested else 0, "int64")
             at_x = (o * x_outer + i * x_inner) * width
             at_residual = (o * residual_outer + i * residual_inner) * width
             at_out = (o * out_outer + i * out_inner) * out_width
@@ -109,8 +112,8 @@ def build(shape: Shape) -> Any:
                 at = (c % kept) * CHUNK
                 column = (c * lanes + lane) * CHUNK
                 load(x, at_x, residual, at_residual, column, values, at, added)
-                if kept == chunks:  # on their way while the squares are added up
-                    load_chunk(weight, 0, column, K, weights, at, weight_width)
+                if ahead:
+                    load_chunk(weight, 0, column, K, weights, c * CHUNK, weight_width)
                 for v in T.unroll(CHUNK):
                     total[0] += T.cast(values[at + v], "float32") * T.cast(values[at + v], "float32")
                 if has_residual:
@@ -126,9 +129,11 @@ def build(shape: Shape) -> Any:
                         load_chunk(residual, at_residual, column, K, values, at, width)
                     else:
                         load_chunk(x, at_x, column, K, values, at, width)
-                    load_chunk(weight, 0, column, K, weights, at, weight_width)
+                if not ahead:
+                    load_chunk(weight, 0, column, K, weights, 0, weight_width)
+                of_weight = c * CHUNK if ahead else 0
                 for v in T.unroll(CHUNK):
-                    y[v] = T.cast(values[at + v], "float32") * total[0] * (T.cast(weights[at + v], "float32") + offset)
+                    y[v] = T.cast(values[at + v], "float32") * total[0] * (T.cast(weights[of_weight + v], "float32") + offset)
                 if quantise:
                     quantise_chunk(y, results, group_scale)
                     if exists and lane % 16 == 0 and column < K:
@@ -193,8 +198,10 @@ def _launch(
     quantise = scale is not None
     dtype, weight_dtype = dtype_name(x.tensor.dtype), dtype_name(weight.dtype)
     lanes, rows = lanes_and_rows(x.count, x.K, quantise)
-    early = overlaps(x.tensor)
-    shape = Shape(x.K, lanes, rows, dtype, weight_dtype, residual is not None, quantise, aligned, early)
+    nested, early = x.inner > 1, overlaps(x.tensor)
+    shape = Shape(
+        x.K, lanes, rows, dtype, weight_dtype, residual is not None, quantise, aligned, nested, early
+    )
     kernel = compiled(build, shape, x.tensor.get_device(), PASS_CONFIGS)
     width = vector(dtype, aligned)
     out_width = CHUNK if quantise else width

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ..arguments import Rows
-from ..pdl import overlaps
+from ..pdl import triton_options
 from ..quant.triton import quantise
 
 MAX_BLOCK = 16384  # columns of a row that stay in registers; longer rows are read twice, mostly from L2
@@ -30,22 +30,25 @@ def _load(x, residual, at_x, at_residual, mask, HAS_RESIDUAL: tl.constexpr, UPDA
 
 
 @triton.jit
-def _store(values, factor, weight, columns, in_row, mask, rows, out, at_out, scale, scale_stride_m,
-           scale_stride_g, offset, QUANTISE: tl.constexpr):  # fmt: skip
-    """values (ROWS, BLOCK) times factor (ROWS,) and weight, written as they are or quantised."""
-    scaled = tl.load(weight + columns, mask=in_row, other=0.0).to(tl.float32) + offset
-    y = values * factor[:, None] * scaled[None, :]
-    if QUANTISE:
-        ROWS: tl.constexpr = values.shape[0]
-        GROUPS: tl.constexpr = values.shape[1] // 128
-        codes, scales = quantise(tl.reshape(y, (ROWS * GROUPS, 128)))
-        tl.store(out + at_out, tl.reshape(codes, values.shape).to(out.dtype.element_ty), mask=mask)
-        group = tl.min(tl.reshape(columns, (GROUPS, 128)), axis=1) // 128
-        at_scale = rows[:, None] * scale_stride_m + group[None, :] * scale_stride_g
-        scale_mask = tl.max(tl.reshape(mask.to(tl.int32), (ROWS, GROUPS, 128)), axis=2) != 0
-        tl.store(scale + at_scale, tl.reshape(scales, (ROWS, GROUPS)), mask=scale_mask)
-    else:
-        tl.store(out + at_out, y.to(out.dtype.element_ty), mask=mask)
+def _factor(squares, eps, K: tl.constexpr):
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(squares, K * 1.0) + eps))
+
+
+@triton.jit
+def _store(values, factor, weight, columns, offset, out, at_out, mask):
+    """values (ROWS, BLOCK) times factor (ROWS, 1) and the weight of columns (1, BLOCK)."""
+    scaled = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) + offset
+    tl.store(out + at_out + columns, (values * factor * scaled).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_quantised(values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K: tl.constexpr):
+    """values (GROUPS, 128) of one row, columns alike; q and scale where the row's begin."""
+    scaled = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) + offset
+    codes, scales = quantise(values * factor * scaled)
+    tl.store(q + columns, codes.to(q.dtype.element_ty), mask=mask)
+    group = tl.min(columns, axis=1) // 128
+    tl.store(scale + group * scale_stride_g, scales, mask=group < K // 128)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -53,8 +56,7 @@ def rmsnorm_kernel(
     x,  # M rows of K; row r starts at r // inner * x_outer + r % inner * x_inner, so for residual and out
     residual,
     weight,  # (K,)
-    out,  # as x, or (M, K) e4m3
-    scale,  # (M, K / 128) float32, any strides
+    out,
     M,
     inner,
     x_outer,
@@ -63,54 +65,92 @@ def rmsnorm_kernel(
     residual_inner,
     out_outer,
     out_inner,
-    scale_stride_m,
-    scale_stride_g,
     eps,
     offset,
     K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    QUANTISE: tl.constexpr,
     ROWS: tl.constexpr,  # a program
     BLOCK: tl.constexpr,  # columns at one time
     PDL: tl.constexpr,
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    exists = rows < M
-    outer, middle = rows // inner, rows % inner
-    at_x = (outer * x_outer + middle * x_inner)[:, None]
-    at_residual = (outer * residual_outer + middle * residual_inner)[:, None]
-    at_out = (outer * out_outer + middle * out_inner)[:, None]
-    columns = tl.arange(0, BLOCK)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    outer, middle = row // inner, row % inner
+    at_x = outer * x_outer + middle * x_inner
+    at_residual = outer * residual_outer + middle * residual_inner
+    at_out = outer * out_outer + middle * out_inner
+    columns = tl.arange(0, BLOCK)[None, :]
     if PDL:
         tl.extra.cuda.gdc_wait()
     if K <= BLOCK:
-        in_row = columns < K
-        mask = exists[:, None] & in_row[None, :]
-        part = columns[None, :]
-        values = _load(x, residual, at_x + part, at_residual + part, mask, HAS_RESIDUAL, True)
-        squares = tl.sum(values * values, axis=1)
-        factor = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(squares, K * 1.0) + eps))
-        _store(values, factor, weight, columns, in_row, mask, rows, out, at_out + part, scale, scale_stride_m,
-               scale_stride_g, offset, QUANTISE)  # fmt: skip
+        mask = (row < M) & (columns < K)
+        values = _load(x, residual, at_x + columns, at_residual + columns, mask, HAS_RESIDUAL, True)
+        factor = _factor(tl.sum(values * values, axis=1, keep_dims=True), eps, K)
+        _store(values, factor, weight, columns, offset, out, at_out, mask)
     else:
         products = tl.zeros((ROWS, BLOCK), tl.float32)
         for start in range(0, K, BLOCK):
-            in_row = start + columns < K
-            mask = exists[:, None] & in_row[None, :]
-            part = (start + columns)[None, :]
+            part = start + columns
+            mask = (row < M) & (part < K)
             values = _load(x, residual, at_x + part, at_residual + part, mask, HAS_RESIDUAL, True)
             products += values * values
-        squares = tl.sum(products, axis=1)
-        factor = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(squares, K * 1.0) + eps))
+        factor = _factor(tl.sum(products, axis=1, keep_dims=True), eps, K)
         for start in range(0, K, BLOCK):
-            in_row = start + columns < K
-            mask = exists[:, None] & in_row[None, :]
-            part = (start + columns)[None, :]
+            part = start + columns
+            mask = (row < M) & (part < K)
             values = _load(x, residual, at_x + part, at_residual + part, mask, HAS_RESIDUAL, False)
-            _store(values, factor, weight, start + columns, in_row, mask, rows, out, at_out + part, scale,
-                   scale_stride_m, scale_stride_g, offset, QUANTISE)  # fmt: skip
+            _store(values, factor, weight, part, offset, out, at_out, mask)
+
+
+@triton.jit
+def rmsnorm_quant_kernel(
+    x,  # as of rmsnorm_kernel
+    residual,
+    weight,
+    q,  # (M, K) e4m3, contiguous
+    scale,  # (M, K / 128) float32, any strides
+    inner,
+    x_outer,
+    x_inner,
+    residual_outer,
+    residual_inner,
+    scale_stride_m,
+    scale_stride_g,
+    eps,
+    offset,
+    K: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    GROUPS: tl.constexpr,  # of 128 columns at one time
+    PDL: tl.constexpr,
+):
+    """A row a program, as groups of 128: so a group lies in sixteen neighbouring threads."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    x += row // inner * x_outer + row % inner * x_inner
+    residual += row // inner * residual_outer + row % inner * residual_inner
+    q += row * K
+    scale += row * scale_stride_m
+    columns = tl.arange(0, GROUPS)[:, None] * 128 + tl.arange(0, 128)[None, :]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    if K <= GROUPS * 128:
+        mask = columns < K
+        values = _load(x, residual, columns, columns, mask, HAS_RESIDUAL, True)
+        factor = _factor(tl.sum(values * values), eps, K)
+        _store_quantised(values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K)
+    else:
+        products = tl.zeros((GROUPS, 128), tl.float32)
+        for start in range(0, K, GROUPS * 128):
+            part = start + columns
+            values = _load(x, residual, part, part, part < K, HAS_RESIDUAL, True)
+            products += values * values
+        factor = _factor(tl.sum(products), eps, K)
+        for start in range(0, K, GROUPS * 128):
+            part = start + columns
+            values = _load(x, residual, part, part, part < K, HAS_RESIDUAL, False)
+            _store_quantised(values, factor, weight, part, offset, q, part < K, scale, scale_stride_g, K)
 
 
 class Tile(NamedTuple):
@@ -133,8 +173,31 @@ def launch(
     x: Rows, residual: Rows | None, weight: torch.Tensor, out: Rows, eps: float, offset: float
 ) -> None:
     """As `ops.rmsnorm.reference.launch`."""
-    strides = (out.outer_stride, out.inner_stride)
-    _launch(x, residual, weight, out.tensor, strides, None, eps, offset, tile_of(x.count, x.K))
+    launch_tile(x, residual, weight, out, eps, offset, tile_of(x.count, x.K))
+
+
+def launch_tile(
+    x: Rows, residual: Rows | None, weight: torch.Tensor, out: Rows, eps: float, offset: float, tile: Tile
+) -> None:
+    stream = residual or x
+    with torch.cuda.device_of(out.tensor):  # Triton launches on the current device
+        rmsnorm_kernel[(triton.cdiv(x.count, tile.rows),)](
+            x.tensor,
+            stream.tensor,
+            weight,
+            out.tensor,
+            x.count,
+            x.inner,
+            *(stride for rows in (x, stream, out) for stride in rows[1:]),
+            eps,
+            offset,
+            K=x.K,
+            HAS_RESIDUAL=residual is not None,
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.num_warps,
+            **triton_options(out.tensor),
+        )
 
 
 def launch_quant(
@@ -147,49 +210,36 @@ def launch_quant(
     offset: float,
 ) -> None:
     """As `ops.rmsnorm.reference.launch_quant`."""
-    M, K = q.shape
-    tile = tile_of(M, K)
-    tile = tile._replace(block=max(128, tile.block))
-    _launch(x, residual, weight, q, (x.inner * K, K), scale, eps, offset, tile)
+    tile = tile_of(x.count, x.K)
+    launch_quant_warps(x, residual, weight, q, scale, eps, offset, max(1, min(16, tile.block // 256)))
 
 
-def _launch(
+def launch_quant_warps(
     x: Rows,
     residual: Rows | None,
     weight: torch.Tensor,
-    out: torch.Tensor,
-    out_strides: tuple[int, int],
-    scale: torch.Tensor | None,
+    q: torch.Tensor,
+    scale: torch.Tensor,
     eps: float,
     offset: float,
-    tile: Tile,
+    num_warps: int,
 ) -> None:
     stream = residual or x
-    pdl = overlaps(out)
-    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
-    with torch.cuda.device_of(out):  # Triton launches on the current device
-        rmsnorm_kernel[(triton.cdiv(x.count, tile.rows),)](
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        rmsnorm_quant_kernel[(x.count,)](
             x.tensor,
             stream.tensor,
             weight,
-            out,
-            out if scale is None else scale,
-            x.count,
+            q,
+            scale,
             x.inner,
-            x.outer_stride,
-            x.inner_stride,
-            stream.outer_stride,
-            stream.inner_stride,
-            *out_strides,
-            *(scale.stride() if scale is not None else (0, 0)),
+            *(stride for rows in (x, stream) for stride in rows[1:]),
+            *scale.stride(),
             eps,
             offset,
             K=x.K,
             HAS_RESIDUAL=residual is not None,
-            QUANTISE=scale is not None,
-            ROWS=tile.rows,
-            BLOCK=tile.block,
-            PDL=pdl,
-            num_warps=tile.num_warps,
-            **options,
+            GROUPS=min(triton.next_power_of_2(x.K // 128), MAX_BLOCK // 128),
+            num_warps=num_warps,
+            **triton_options(q),
         )
