@@ -196,9 +196,7 @@ def test_fallback_for_shapes_and_devices_without_a_kernel(n, k, device, kernel, 
 
 def test_fallback_where_tilelang_is_missing_or_off(tmp_path, monkeypatch):
     put(tmp_path, [(8, SWAP)])
-    monkeypatch.setattr(
-        configurer, "why_tilelang_unfit", lambda: "tilelang is not installed; pip install it"
-    )
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: "tilelang is not installed; pip install it")
     (choice,) = build_table(N, K, H200).choices
     assert choice.kernel == "deep_gemm"
     assert "tilelang is not installed; pip install it" in choice.reason

@@ -37,7 +37,9 @@ def operands(M, N, K, kind):
 def test_against_float64(backend, N, K, kind):
     for M in (1, 2, 3, 8) if (N, K) in ((33, 513), (1000, 2560)) else (1, 5):
         x, W, exact_x, exact_W = operands(M, N, K, kind)
-        out = torch.full((M + 2, N), float("nan"), device="cuda", dtype=kind if kind in LIMIT else torch.bfloat16)
+        out = torch.full(
+            (M + 2, N), float("nan"), device="cuda", dtype=kind if kind in LIMIT else torch.bfloat16
+        )
         gemv(x, W, out=out[1 : M + 1], backend=backend)
         wanted = exact_x @ exact_W.t()
         error = (out[1 : M + 1].double() - wanted).norm() / wanted.norm()
@@ -89,7 +91,11 @@ def test_poison_around_the_operands_is_not_read_into_results(backend):
     K, N = 200, 50
     memory = torch.full((3 * N * K,), float("nan"), device="cuda", dtype=torch.bfloat16)
     W = memory[N * K : 2 * N * K].view(N, K).normal_()
-    x = torch.full((3 * K,), float("nan"), device="cuda", dtype=torch.bfloat16)[K : 2 * K].view(1, K).normal_()
+    x = (
+        torch.full((3 * K,), float("nan"), device="cuda", dtype=torch.bfloat16)[K : 2 * K]
+        .view(1, K)
+        .normal_()
+    )
     assert not gemv(x, W, backend=backend).isnan().any()
 
 

@@ -98,7 +98,12 @@ def test_silu_of_what_is_not_finite(backend):
     x[0, 0], x[1, 0], x[2, 0], x[3, 0] = NAN, INF, -INF, -200.0
     q, _ = silu_mul_quant_fp8(x, backend=backend)
     # silu(-inf) is -inf / inf: NaN, as the formula has it.
-    assert q[0, 0].float().isnan() and q[1, 0].float().isnan() and q[2, 0].float().isnan() and q[3, 0].float() == 0
+    assert (
+        q[0, 0].float().isnan()
+        and q[1, 0].float().isnan()
+        and q[2, 0].float().isnan()
+        and q[3, 0].float() == 0
+    )
     assert not q[:, 1:].float().isnan().any()
 
 

@@ -95,7 +95,9 @@ def test_fused_equals_the_separate_steps_in_float32(backend, K):
             wanted_q, wanted_scale = per_token_group_quant_fp8(normalised)
             if added:
                 stream = residual.clone()
-                q, scale = fused_add_rmsnorm_quant_fp8(x, stream, weight, scale_layout=layout, backend=backend)
+                q, scale = fused_add_rmsnorm_quant_fp8(
+                    x, stream, weight, scale_layout=layout, backend=backend
+                )
                 assert torch.equal(stream, total)
             else:
                 q, scale = rmsnorm_quant_fp8(x, weight, scale_layout=layout, backend=backend)
@@ -107,7 +109,7 @@ def test_fused_equals_the_separate_steps_in_float32(backend, K):
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_fused_on_any_data_is_within_a_code(backend, dtype):
-    """Sums of squares differ in the last place: a value that then lies across a boundary has the next code."""
+    """Sums of squares differ in the last place: a value that lies across a boundary then has the next code."""
     x, weight = torch.randn(200, 4096, device="cuda").to(dtype), torch.randn(4096, device="cuda").to(dtype)
     wanted_q, wanted_scale = per_token_group_quant_fp8(rmsnorm(x.float(), weight.float(), backend="torch"))
     q, scale = rmsnorm_quant_fp8(x, weight, backend=backend)
@@ -168,7 +170,9 @@ def test_under_torch_compile(backend):
     def step(x, residual):
         y = rmsnorm(x, weight, backend=backend)
         fused_add_rmsnorm(y, residual, weight, backend=backend)
-        q, scale = fused_add_rmsnorm_quant_fp8(y, residual, weight, scale_layout="column_tma", backend=backend)
+        q, scale = fused_add_rmsnorm_quant_fp8(
+            y, residual, weight, scale_layout="column_tma", backend=backend
+        )
         return y, residual, q.float(), scale
 
     compiled = torch.compile(step, fullgraph=True)

@@ -15,7 +15,7 @@ GROUP = 128  # columns that share a scale
 
 
 class Rows(NamedTuple):
-    """A tensor (..., K) as `outer` times `inner` rows; row (i, j) starts at i * outer_stride + j * inner_stride.
+    """A tensor (..., K) as outer * inner rows; row (i, j) starts at i * outer_stride + j * inner_stride.
 
     Two strides are what slices of a fused QKV need: tokens far apart, heads within a token close together.
     """
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
         return self.tensor.shape[1]
 
     @property
-    def count(self) -> int:
+    def M(self) -> int:
         return self.tensor.shape[0] * self.tensor.shape[1]
 
     @property
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
 
 def check_floats(**tensors: torch.Tensor) -> None:
-    """TypeError or ValueError for what is no float tensor on a CPU or a CUDA device, alike and without grad."""
+    """TypeError or ValueError unless all are float tensors of one dtype and pass `check_place`."""
     first = next(iter(tensors))
     device = dtype = None
     for name, tensor in tensors.items():
@@ -51,21 +51,26 @@ def check_floats(**tensors: torch.Tensor) -> None:
         if device is None:
             device, dtype = tensor.device, tensor.dtype
         if tensor.dtype not in FLOATS:
-            raise TypeError(f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32; convert it first")
+            raise TypeError(
+                f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32; convert it first"
+            )
         if tensor.dtype is not dtype:
-            raise TypeError(f"{name} is {tensor.dtype} and {first} {dtype}, expected one dtype; convert {name}")
+            raise TypeError(
+                f"{name} is {tensor.dtype} and {first} {dtype}, expected one dtype; convert {name}"
+            )
         check_place(name, tensor, first, device)
 
 
 def check_place(name: str, tensor: torch.Tensor, first: str, device: torch.device) -> None:
-    """ValueError for a tensor on another device than `first`, on neither CPU nor CUDA, or that wants a gradient."""
+    """ValueError unless the tensor is on the device of `first`, a CPU or a CUDA one, and wants no gradient."""
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device} and {first} on {device}; move them to one device")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} is on {device}, expected the CPU or a CUDA device; move it there")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{name} requires grad, but the op has no backward; pass {name}.detach() or run under torch.no_grad()"
+            f"{name} requires grad, but the op has no backward; pass {name}.detach() or run under "
+            f"torch.no_grad()"
         )
 
 
@@ -79,7 +84,9 @@ def check_rows(name: str, tensor: torch.Tensor, longest: int = 65536) -> None:
 
 def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int], of: str) -> None:
     if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for {of}; reshape it")
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)} for {of}; reshape it"
+        )
 
 
 def check_groups(name: str, K: int) -> None:
@@ -92,7 +99,8 @@ def check_groups(name: str, K: int) -> None:
 def rows_of(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[Rows]:
     """Tensors of one shape (..., K) as `Rows` with the same outer and inner. Views: nothing is copied.
 
-    Raises ValueError where the values of a row are not side by side, or the rows lie in more than two strides.
+    Raises ValueError where the values of a row are not side by side, or the rows lie in more than two
+    strides.
     """
     *leading, K = tensors[0].shape
     for name, tensor in zip(names, tensors, strict=True):
@@ -137,7 +145,9 @@ def check_apart(name: str, written: torch.Tensor, **others: torch.Tensor) -> Non
     """ValueError where a tensor that is written shares memory with another."""
     for other_name, other in others.items():
         if overlap(written, other):
-            raise ValueError(f"{name} overlaps {other_name} in memory, expected a buffer of its own; clone one")
+            raise ValueError(
+                f"{name} overlaps {other_name} in memory, expected a buffer of its own; clone one"
+            )
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -156,14 +166,15 @@ def _stretch(tensor: torch.Tensor) -> tuple[int, int]:
 def is_vectorisable(width: int, *rows: Rows) -> bool:
     """Whether every row of all starts at a multiple of `width` bytes, and K fills whole vectors."""
     return all(
-        (row.tensor.data_ptr() | row.outer_stride * size | row.inner_stride * size | row.K * size) % width == 0
+        (row.tensor.data_ptr() | row.outer_stride * size | row.inner_stride * size | row.K * size) % width
+        == 0
         for row in rows
         for size in (row.tensor.element_size(),)
     )
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory from the first element to the last as one dimension, for kernels that are told the strides."""
+    """The memory from first to last element as one dimension, for kernels that are told the strides."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((last + 1,), (1,))
 
@@ -176,7 +187,8 @@ def empty_fp8(shape: Sequence[int], device: torch.device) -> torch.Tensor:
 def empty_scale(M: int, groups: int, scale_layout: ScaleLayout, device: torch.device) -> torch.Tensor:
     """(M, groups) float32 for the scales, laid out as `quantize.convert_scale_layout` has it.
 
-    Of "column_tma" the rows up to the next multiple of 4 stay unwritten. Raises ValueError for another layout.
+    Of "column_tma" the rows up to the next multiple of 4 stay unwritten. Raises ValueError for another
+    layout.
     """
     if scale_layout == "row":
         return torch.empty((M, groups), dtype=torch.float32, device=device)

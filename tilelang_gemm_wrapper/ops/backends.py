@@ -80,7 +80,4 @@ def _module(op: str, backend: str) -> ModuleType:
     return import_module(f"tilelang_gemm_wrapper.ops.{op}.{'reference' if backend == 'torch' else backend}")
 
 
-def forget() -> None:
-    """Let new measurements, as `autotune.tune` makes them, count from the next call on."""
-    _measured_best.cache_clear()
-    measured.forget()
+measured.ON_FORGET.append(_measured_best.cache_clear)

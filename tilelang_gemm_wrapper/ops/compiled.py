@@ -33,12 +33,9 @@ def _compile(
 ) -> Callable[..., None]:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"the kernel for {shape} is not compiled and a CUDA graph is being captured; make the same call once "
-            f"before the capture"
+            f"the kernel for {shape} is not compiled and a CUDA graph is being captured; make the same call "
+            f"once before the capture"
         )
     with _lock, compile_cache.alone("compile"):
-        primfunc = build(shape)
-        kernel = compile_cache.compile_primfunc(primfunc, device_of(index).arch, pass_configs)
-        name = primfunc.attrs["global_symbol"]
-        del name
+        kernel = compile_cache.compile_primfunc(build(shape), device_of(index).arch, pass_configs)
         return _kernels.setdefault((build, shape, index), on_device(kernel, index))

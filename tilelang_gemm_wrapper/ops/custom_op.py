@@ -14,7 +14,7 @@ def define(schema: str, launch: Callable[..., None]) -> None:
 
     schema: "name(arguments) -> ()", what is written marked as in "Tensor(a!) out".
     """
-    name = schema.split("(")[0]
+    name = schema.split("(", maxsplit=1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, launch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tilelang_gemm::{name}", _nothing_to_make, lib=_library)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..core.compile_cache import cache_directory
 from ..core.device import Device, canonical_name
 from ..core.whole_file import replacing
 
+ON_FORGET: list[Callable[[], None]] = []  # caches of what was looked up here
 DEFAULT = "triton"  # runs wherever an NVIDIA GPU is, and compiles fastest
 
 
@@ -39,7 +40,9 @@ class Entry:
 
 
 def best(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> str:
-    """The backend of the entry nearest in shape: of this machine's own of the same class, else of the table."""
+    """The backend of the entry nearest in shape: of this machine's own of the same class, else of the
+    table.
+    """
     own = _of_class(_own(device), op, dtype, M, N, K)
     if own is not None:
         return own.backend
@@ -111,6 +114,8 @@ def forget() -> None:
     """Read the files again at the next look."""
     _shipped.cache_clear()
     _own.cache_clear()
+    for clear in ON_FORGET:
+        clear()
 
 
 def _own_path(device: Device) -> Path:
@@ -137,6 +142,10 @@ def _read(path: Path) -> tuple[Entry, ...]:
     names = {f.name for f in fields(Entry)}
     try:
         items: list[dict[str, Any]] = json.loads(text)
-        return tuple(Entry(**{name: value for name, value in item.items() if name in names}) for item in items)
+        return tuple(
+            Entry(**{name: value for name, value in item.items() if name in names}) for item in items
+        )
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no table of measured ops ({error}); remove it or write it anew") from error
+        raise ValueError(
+            f"{path} is no table of measured ops ({error}); remove it or write it anew"
+        ) from error

@@ -1,7 +1,7 @@
 """Programmatic dependent launch: on Hopper a kernel may be set up while the one before it still runs.
 
-Every kernel of the ops waits for that one before it reads or writes anything, so results are those of one after
-the other; what overlaps is the launch, a microsecond of each.
+Every kernel of the ops waits for that one before it reads or writes anything, so results are those of one
+after the other; what overlaps is the launch, a microsecond of each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def _has_pdl(index: int) -> bool:
 
 
 def triton_options(tensor: torch.Tensor) -> dict[str, bool]:
-    """What a Triton kernel with a PDL switch is launched with; releases that lack the option are spared it."""
+    """What a Triton kernel with a PDL switch is launched with; releases that lack the option are spared
+    it.
+    """
     pdl = overlaps(tensor)
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}

@@ -1,16 +1,17 @@
 """What the TileLang kernels share: each thread holds chunks of eight neighbouring values; imports tilelang.
 
 A row belongs to `lanes` threads: lane l has the chunks l, l + lanes, ... so that a warp reads 512 bytes of a
-bfloat16 row side by side, and sixteen lanes hold a group of 128 values. `lanes` is a power of two up to 32, or
-whole warps. Written out for threads, because fragments are laid out by what divides evenly: a row of 2560
+bfloat16 row side by side, and sixteen lanes hold a group of 128 values. `lanes` is a power of two up to 32,
+or whole warps. Written out for threads, because fragments are laid out by what divides evenly: a row of 2560
 values over 256 threads would be read two bytes at a time.
 """
 
 import tilelang.language as T
 
 CHUNK = 8
-# Tensors come flat, with strides in vectors of 16 bytes where rows are aligned: that a row starts at a multiple
-# of its vectors is then plain to the compiler. Its own guards, a branch around each value, are switched off.
+# Tensors come flat, with strides in vectors of 16 bytes where rows are aligned: that a row starts at a
+# multiple of its vectors is then plain to the compiler. Its own guards, a branch around each value, are
+# switched off.
 PASS_CONFIGS = {"tl.disable_safe_memory_legalize": True}
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _FLOAT32_MAX = 3.4028234663852886e38
@@ -24,8 +25,8 @@ def vector(dtype: str, aligned: bool) -> int:
 
 
 def dtype_name(dtype: object) -> str:
-    """ "bfloat16" of torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
+    """TileLang's name of a PyTorch dtype."""
+    return str(dtype).removeprefix("torch.").removesuffix("fn")
 
 
 @T.macro
@@ -66,7 +67,9 @@ def sum_over_lanes(value, lanes, lane, slot, partial):
 
 @T.macro
 def quantise_chunk(y, codes, scale):
-    """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes, by `quantize`'s rules."""
+    """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes, by `quantize`'s
+    rules.
+    """
     divisor = T.alloc_local((1,), "float32")
     inverse = T.alloc_local((1,), "float32")
     quotient = T.alloc_local((CHUNK,), "float32")
@@ -78,8 +81,8 @@ def quantise_chunk(y, codes, scale):
         scale[0] = T.max(scale[0], T.shfl_xor(scale[0], 8 >> i))
     scale[0] = T.if_then_else(scale[0] > 0.0, T.max(scale[0] / _FP8_MAX, _FLOAT32_TINY), 1.0)
     # Quotients rounded as IEEE division rounds them, by Markstein's method: two corrections with the inverse,
-    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted first.
-    # A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
+    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted
+    # first. A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
     divisor[0] = scale[0]
     if scale[0] < 2.0**-60:
         divisor[0] = scale[0] * 2.0**64

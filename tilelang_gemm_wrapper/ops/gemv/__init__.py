@@ -1,12 +1,13 @@
 """GEMV: y = x @ W.T for one to eight rows of x, where the time is that of reading W.
 
-Sums are float32, rounded once where y is written. W is bfloat16, float16 or e4m3 with a float32 scale for each
-128x128 block; beside e4m3 weights x may be e4m3 as well, with a scale for each row and 128 columns, or stay
-bfloat16 or float16: then nothing needs to be quantised at run time.
+Sums are float32, rounded once where y is written. W is bfloat16, float16 or e4m3 with a float32 scale for
+each 128x128 block; beside e4m3 weights x may be e4m3 as well, with a scale for each row and 128 columns, or
+stay bfloat16 or float16: then nothing needs to be quantised at run time.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -48,24 +49,40 @@ class Problem(NamedTuple):
         return self.x.shape[1]
 
     @property
+    def is_fp8(self) -> bool:
+        return self.W_scale is not None
+
+    def implementation(self, backend: str) -> ModuleType:
+        """The module whose `launch` computes it; see `backends.implementation`."""
+        return backends.implementation(
+            "gemv", backend, self.out, self.dtype, self.M, self.N, self.K, fp8=self.is_fp8
+        )
+
+    @property
     def dtype(self) -> str:
         """The operands as the measurements name them: "bfloat16", "bfloat16 x float8_e4m3fn", ..."""
         x, W = (str(tensor.dtype).removeprefix("torch.") for tensor in (self.x, self.W))
         return x if x == W else f"{x} x {W}"
 
 
-def gemv(
-    x: Operand, W: Operand, out: torch.Tensor | None = None, backend: Backend = "auto"
-) -> torch.Tensor:
+def gemv(x: Operand, W: Operand, out: torch.Tensor | None = None, backend: Backend = "auto") -> torch.Tensor:
     """y = x @ W.T: x (M, K), W (N, K), y (M, N); M from 1 to 8, any N and K of at least 1.
 
-    x and W: both bfloat16 or both float16; or W = (W, W_scale), W e4m3 with W_scale (ceil(N / 128),
-    ceil(K / 128)) float32, and x bfloat16, float16 or (x, x_scale), x e4m3 with x_scale (M, ceil(K / 128))
-    float32. All row-major. out: where to write, of x's dtype, bfloat16 if x is e4m3; by default new. Returns out.
+    x and W: both bfloat16 or both float16; or W = (W, W_scale), W e4m3 with W_scale (ceil(N / 128), ceil(K /
+    128)) float32, and x bfloat16, float16 or (x, x_scale), x e4m3 with x_scale (M, ceil(K / 128)) float32.
+    All row-major. out: where to write, of x's dtype, bfloat16 if x is e4m3; by default new. Returns out.
 
     "torch" is cuBLAS where x and W are of one dtype; "auto" takes the fastest as measured for such a shape.
     Raises TypeError or ValueError for tensors that do not fit, RuntimeError for a backend that cannot run.
     """
+    problem = as_problem(x, W, out)
+    call = torch.ops.tilelang_gemm.gemv if is_tracing(problem.x) else _launch
+    call(*problem, backend)
+    return problem.out
+
+
+def as_problem(x: Operand, W: Operand, out: torch.Tensor | None = None) -> Problem:
+    """The arguments of `gemv`, checked as far as they can be while they are traced; out is new by default."""
     x, x_scale = x if isinstance(x, tuple | list) else (x, None)
     W, W_scale = W if isinstance(W, tuple | list) else (W, None)
     _check_operands(x, x_scale, W, W_scale)
@@ -74,9 +91,7 @@ def gemv(
         out = torch.empty((x.shape[0], W.shape[0]), dtype=dtype, device=x.device)
     else:
         _check_out(out, x, W, dtype)
-    call = torch.ops.tilelang_gemm.gemv if is_tracing(x) else _launch
-    call(x, x_scale, W, W_scale, out, backend)
-    return out
+    return Problem(x, x_scale, W, W_scale, out)
 
 
 def _check_operands(
@@ -115,13 +130,15 @@ def _check_dtypes(
     for name, tensor, scale in (("x", x, x_scale), ("W", W, W_scale)):
         if (tensor.dtype is _FP8) != (scale is not None):
             raise TypeError(
-                f"{name} is {tensor.dtype} {'without' if scale is None else 'with'} scales, expected bfloat16 or "
-                f"float16 alone or (e4m3, scales); pass ({name}, {name}_scale) for float8_e4m3fn"
+                f"{name} is {tensor.dtype} {'without' if scale is None else 'with'} scales, expected "
+                f"bfloat16 or float16 alone or (e4m3, scales); pass ({name}, {name}_scale) for float8_e4m3fn"
             )
         if scale is not None and scale.dtype is not torch.float32:
             raise TypeError(f"{name}_scale is {scale.dtype}, expected torch.float32; convert it")
     if W_scale is None and (W.dtype not in _HALVES or x.dtype is not W.dtype):
-        raise TypeError(f"x is {x.dtype} and W {W.dtype}, expected both bfloat16 or both float16; convert one")
+        raise TypeError(
+            f"x is {x.dtype} and W {W.dtype}, expected both bfloat16 or both float16; convert one"
+        )
     if W_scale is not None and x_scale is None and x.dtype not in _HALVES:
         raise TypeError(f"x is {x.dtype}, expected bfloat16, float16 or (e4m3, scales) beside e4m3 weights")
 
@@ -145,11 +162,7 @@ def _launch(
 ) -> None:
     check_apart("out", out, x=x, W=W)
     problem = Problem(x, x_scale, W, W_scale, out)
-    fp8 = W_scale is not None
-    module = backends.implementation(
-        "gemv", backend, x, problem.dtype, problem.M, problem.N, problem.K, fp8=fp8
-    )
-    module.launch(problem)
+    problem.implementation(backend).launch(problem)
 
 
 define(

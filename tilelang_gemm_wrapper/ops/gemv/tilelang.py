@@ -1,8 +1,8 @@
 """GEMV in TileLang: naive, as where one begins, and with K split over the threads; imports tilelang.
 
-A thread of the naive kernel owns a row of W: neighbours read addresses a whole row apart, two bytes at a time,
-and a warp's accesses touch 32 lines each. With K split over the lanes of a warp they read 512 bytes side by
-side, 16 a thread, several rows and steps at a time, and add up their shares with shuffles.
+A thread of the naive kernel owns a row of W: neighbours read addresses a whole row apart, two bytes at a
+time, and a warp's accesses touch 32 lines each. With K split over the lanes of a warp they read 512 bytes
+side by side, 16 a thread, several rows and steps at a time, and add up their shares with shuffles.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,19 +27,30 @@ BLOCK = 128  # columns, and rows of W, that share a scale
 class Config:
     """How the work on W is divided; the autotuner's search space is `CONFIGS`."""
 
-    lanes: int = 32  # threads that share rows, splitting K: whole warps
-    groups: int = 4  # of such threads in a block
-    rows: int = 2  # of W that a thread works on at a time; divides 128
-    steps: int = 4  # along K that are loaded before the first is used
+    lanes: int  # threads that share rows, splitting K: whole warps
+    groups: int  # of such threads in a block
+    rows: int  # of W that a thread works on at a time; divides 128
+    steps: int  # along K that are loaded before the first is used
 
 
 CONFIGS = [
     Config(lanes, groups, rows, steps)
-    for lanes, groups in ((32, 2), (32, 4), (32, 8), (64, 2), (64, 4), (128, 1), (128, 2), (256, 1))
-    for rows in (1, 2, 4)
-    for steps in (1, 2, 4, 8)
-    if 2 <= rows * steps <= 8
+    for lanes, groups in ((32, 4), (32, 8), (64, 4), (128, 1), (128, 2), (256, 1))
+    for rows, steps in ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (4, 1), (4, 2))
 ]
+
+
+def default_config(M: int, K: int, scaled: bool) -> Config:
+    """For shapes that nobody tuned: what did well on an H100 at most of those that were.
+
+    One row of bfloat16 wants many threads a row of W, each with little; e4m3 weights a whole row of K = 2560
+    in the registers of a warp; several rows of x few threads, whose sums are then few to add up.
+    """
+    if M > 1:
+        return Config(32, 4, 4, 2) if scaled else Config(32, 4, 1, 2)
+    if not scaled:
+        return Config(128, 2, 1, 4)
+    return Config(32, 4, 1, 8) if K <= 4096 else Config(128, 1, 1, 2)
 
 
 class Shape(NamedTuple):
@@ -59,8 +70,9 @@ class Shape(NamedTuple):
     steps: int
 
 
-def build_naive(K: int, dtype: str) -> Any:
-    """The PrimFunc (x (1, K), W (N, K), out (1, N)): a thread a row."""
+def build_naive(shape: tuple[int, str]) -> Any:
+    """The PrimFunc (x (1, K), W (N, K), out (1, N)) for shape (K, dtype): a thread a row."""
+    K, dtype = shape
     N = T.dynamic("N")
 
     @T.prim_func
@@ -165,32 +177,40 @@ def build(shape: Shape) -> Any:
     return gemv
 
 
+def build_config(*shape: Any) -> Any:
+    """`build` of the fields of a `Shape`, for TileLang's autotuner, which fills in those of a `Config`."""
+    return build(Shape(*shape))
+
+
 def naive(x: torch.Tensor, W: torch.Tensor, out: torch.Tensor) -> None:
-    """out = x @ W.T for x (1, K), W (N, K) and out (1, N), all bfloat16 or float16: unchecked, the baseline."""
-    compiled(build_naive_of, (W.shape[1], dtype_name(x.dtype)), x.get_device())(x, W, out)
-
-
-def build_naive_of(shape: tuple[int, str]) -> Any:
-    return build_naive(*shape)
+    """out = x @ W.T for x (1, K), W (N, K) and out (1, N), all bfloat16 or float16: unchecked, the
+    baseline.
+    """
+    compiled(build_naive, (W.shape[1], dtype_name(x.dtype)), x.get_device())(x, W, out)
 
 
 def split_k(x: torch.Tensor, W: Any, out: torch.Tensor) -> None:
-    """As `gemv(x, W, out)`, W or (W, W_scale), by the default configuration, whatever was tuned; unchecked."""
+    """As `gemv(x, W, out)`, W or (W, W_scale), by the default configuration, whatever was tuned;
+    unchecked.
+    """
     weights, W_scale = W if isinstance(W, tuple) else (W, None)
-    launch_config(Problem(x, None, weights, W_scale, out), Config())
+    config = default_config(x.shape[0], x.shape[1], W_scale is not None)
+    launch_config(Problem(x, None, weights, W_scale, out), config)
 
 
 def launch(problem: Problem) -> None:
     """As `ops.gemv.reference.launch`, by the configuration tuned for such a shape, else the default one."""
-    launch_config(
-        problem, config_for(problem.dtype, problem.M, problem.N, problem.K, problem.out.get_device())
-    )
+    index = problem.out.get_device()
+    launch_config(problem, _config_for(problem.dtype, problem.M, problem.N, problem.K, problem.is_fp8, index))
 
 
 @lru_cache(maxsize=4096)
-def config_for(dtype: str, M: int, N: int, K: int, index: int) -> Config:
+def _config_for(dtype: str, M: int, N: int, K: int, scaled: bool, index: int) -> Config:
     tuned = measured.config("gemv", dtype, M, N, K, device_of(index))
-    return Config(**tuned) if tuned else Config()
+    return Config(**tuned) if tuned else default_config(M, K, scaled)
+
+
+measured.ON_FORGET.append(_config_for.cache_clear)
 
 
 def launch_config(problem: Problem, config: Config) -> None:
@@ -202,9 +222,17 @@ def shape_of(problem: Problem, config: Config) -> Shape:
     x, x_scale, W, _, out = problem
     count = BYTES // W.element_size()
     aligned = problem.K % count == 0 and (x.data_ptr() | W.data_ptr()) % BYTES == 0
-    fields = asdict(config).values()
-    dtypes = [dtype_name(tensor.dtype).removesuffix("fn") for tensor in (x, W, out)]
-    return Shape(problem.M, problem.K, *dtypes, x_scale is not None, aligned, overlaps(out), *fields)
+    return Shape(
+        problem.M,
+        problem.K,
+        dtype_name(x.dtype),
+        dtype_name(W.dtype),
+        dtype_name(out.dtype),
+        x_scale is not None,
+        aligned,
+        overlaps(out),
+        **asdict(config),
+    )
 
 
 def arguments_of(problem: Problem) -> tuple[torch.Tensor, ...]:

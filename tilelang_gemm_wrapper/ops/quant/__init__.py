@@ -1,8 +1,8 @@
 """1x128 FP8 quantisation of activations, alone or after SiLU and product, in the layout that the GEMM reads.
 
-The rules are those of `quantize`: scale = amax / 448, 1 for a group of zeros; NaN and Inf become NaN codes and
-do not take part in amax. Values are formed in float32 and divided as IEEE division, so that every backend gives
-the bits of `quantize.per_token_group_quant_fp8` on the same float32 values.
+The rules are those of `quantize`: scale = amax / 448, 1 for a group of zeros; NaN and Inf become NaN codes
+and do not take part in amax. Values are formed in float32 and divided as IEEE division, so that every backend
+gives the bits of `quantize.per_token_group_quant_fp8` on the same float32 values.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ class Shape(NamedTuple):
 
 
 def build(shape: Shape) -> Any:
-    """The PrimFunc: x, q, scale, all flat; then the number of rows, those of the inner dimension, x's outer and
-    inner stride in vectors and scale's strides."""
+    """The PrimFunc: x, q, scale, all flat; then the number of rows, those of the inner dimension, x's outer
+    and inner stride in vectors and scale's strides.
+    """
     K, chunks, dtype, silu_mul, aligned, nested, early = shape
     width = vector(dtype, aligned)
     sizes = [T.dynamic(f"{name}_size", "int64") for name in ("x", "q", "scale")]
@@ -91,4 +92,6 @@ def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> Non
     shape = Shape(K, chunks, dtype, silu_mul, aligned, x.inner > 1, overlaps(q))
     kernel = compiled(build, shape, q.get_device(), PASS_CONFIGS)
     width = vector(dtype, aligned)
-    kernel(x.flat, q.view(-1), flat(scale), M, x.inner, *(stride // width for stride in x[1:]), *scale.stride())
+    kernel(
+        x.flat, q.view(-1), flat(scale), M, x.inner, *(stride // width for stride in x[1:]), *scale.stride()
+    )

@@ -16,15 +16,15 @@ _FP8_MAX = tl.constexpr(448.0)
 
 @triton.jit
 def quantise(groups):
-    """groups (R, 128) float32 -> what is to be stored as e4m3, float32, and scale (R,), by `quantize`'s rules."""
+    """groups (R, 128) float32 -> quotients to store as e4m3 and scale (R,), by the rules of `quantize`."""
     magnitude = tl.abs(groups)
     finite = magnitude <= _FLOAT32_MAX  # false for NaN
     amax = tl.max(tl.where(finite, magnitude, 0.0), axis=1)
     scale = tl.maximum(tl.div_rn(amax, _FP8_MAX), _FLOAT32_TINY)
     scale = tl.where(amax > 0.0, scale, 1.0)
     # Quotients rounded as IEEE division rounds them, by Markstein's method: two corrections with the inverse,
-    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted first.
-    # A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
+    # rounded right, and the exact remainder. Groups so small that remainders would underflow are lifted
+    # first. A quotient of -0 stays -0, one of infinity becomes NaN, and the conversion cuts off at 448.
     lift = tl.where(scale < 8.673617379884035e-19, 1.8446744073709552e19, 1.0)  # 2**-60, 2**64
     divisor = scale * lift
     inverse = tl.div_rn(1.0, divisor)[:, None]
@@ -58,7 +58,9 @@ def quant_kernel(
     lanes = tl.arange(0, 128)
     row = group // (K // 128)
     of_row = group % (K // 128)
-    start = (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride + of_row * 128
+    start = (
+        (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride + of_row * 128
+    )
     if PDL:
         tl.extra.cuda.gdc_wait()
     source = x + start[:, None] + lanes[None, :]
@@ -67,7 +69,11 @@ def quant_kernel(
         up = tl.load(source + K, mask=mask[:, None], other=0.0).to(tl.float32)
         values = tl.div_rn(values, 1.0 + tl.exp(-values)) * up
     codes, scales = quantise(values)
-    tl.store(q + group.to(tl.int64)[:, None] * 128 + lanes[None, :], codes.to(q.dtype.element_ty), mask=mask[:, None])
+    tl.store(
+        q + group.to(tl.int64)[:, None] * 128 + lanes[None, :],
+        codes.to(q.dtype.element_ty),
+        mask=mask[:, None],
+    )
     tl.store(scale + row.to(tl.int64) * scale_stride_m + of_row * scale_stride_g, scales, mask=mask)
 
 

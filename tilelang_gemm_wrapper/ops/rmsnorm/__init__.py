@@ -1,9 +1,9 @@
 """RMSNorm, with the residual added, and quantised to FP8: y = x / sqrt(mean(x²) + eps) * (weight + offset).
 
-Everything is float32 from the first product to the last and rounded once, where y is written. With a residual,
-residual + x is rounded to its dtype first, and what later layers read is what is normalised: the results are
-those of the separate steps, bit for bit, in whichever backend. Backends differ in the order in which they add
-the squares, and so by a few units in the last place of float32 before the rounding.
+Everything is float32 from the first product to the last and rounded once, where y is written. With a
+residual, residual + x is rounded to its dtype first, and what later layers read is what is normalised: the
+results are those of the separate steps, bit for bit, in whichever backend. Backends differ in the order in
+which they add the squares, and so by a few units in the last place of float32 before the rounding.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def fused_add_rmsnorm_quant_fp8(
 def _check_weight(weight: torch.Tensor, x: torch.Tensor) -> None:
     check_floats(weight=weight)
     if weight.dtype not in (x.dtype, torch.float32):
-        raise TypeError(f"weight is {weight.dtype} and x {x.dtype}, expected the same or float32; convert weight")
+        raise TypeError(
+            f"weight is {weight.dtype} and x {x.dtype}, expected the same or float32; convert weight"
+        )
     check_shape("weight", weight, x.shape[-1:], f"x {tuple(x.shape)}")
     check_place("weight", weight, "x", x.device)
     if not weight.is_contiguous():
@@ -145,8 +147,8 @@ def _rmsnorm(
     if not in_place and overlap(out, x):
         raise ValueError("out overlaps x in memory without being x, expected x itself or a buffer apart")
     check_apart("out", out, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.count, 0, source.K)
-    if source.count:
+    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K)
+    if source.M:
         module.launch(source, None, weight, target, eps, offset)
 
 
@@ -156,8 +158,8 @@ def _fused_add_rmsnorm(
     source, stream = rows_of(["x", "residual"], [x, residual])
     check_apart("x", x, residual=residual, weight=weight)
     check_apart("residual", residual, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.count, 0, source.K)
-    if source.count:
+    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K)
+    if source.M:
         module.launch(source, stream, weight, source, eps, offset)
 
 
@@ -171,9 +173,9 @@ def _rmsnorm_quant(
     backend: str,
 ) -> None:
     (source,) = rows_of(["x"], [x])
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.count, 0, source.K, fp8=True)
-    if source.count:
-        module.launch_quant(source, None, weight, q.view(source.count, source.K), scale, eps, offset)
+    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K, fp8=True)
+    if source.M:
+        module.launch_quant(source, None, weight, q.view(source.M, source.K), scale, eps, offset)
 
 
 def _fused_add_rmsnorm_quant(
@@ -188,12 +190,14 @@ def _fused_add_rmsnorm_quant(
 ) -> None:
     source, stream = rows_of(["x", "residual"], [x, residual])
     check_apart("residual", residual, x=x, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.count, 0, source.K, fp8=True)
-    if source.count:
-        module.launch_quant(source, stream, weight, q.view(source.count, source.K), scale, eps, offset)
+    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K, fp8=True)
+    if source.M:
+        module.launch_quant(source, stream, weight, q.view(source.M, source.K), scale, eps, offset)
 
 
-define("rmsnorm(Tensor x, Tensor weight, Tensor(a!) out, float eps, float offset, str backend) -> ()", _rmsnorm)
+define(
+    "rmsnorm(Tensor x, Tensor weight, Tensor(a!) out, float eps, float offset, str backend) -> ()", _rmsnorm
+)
 define(
     "fused_add_rmsnorm(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float eps, float offset, "
     "str backend) -> ()",
@@ -205,7 +209,7 @@ define(
     _rmsnorm_quant,
 )
 define(
-    "fused_add_rmsnorm_quant_fp8(Tensor x, Tensor(a!) residual, Tensor weight, Tensor(b!) q, Tensor(c!) scale, "
-    "float eps, float offset, str backend) -> ()",
+    "fused_add_rmsnorm_quant_fp8(Tensor x, Tensor(a!) residual, Tensor weight, Tensor(b!) q, "
+    "Tensor(c!) scale, float eps, float offset, str backend) -> ()",
     _fused_add_rmsnorm_quant,
 )

@@ -21,7 +21,9 @@ from ..simt import (
 )
 
 KEPT_BYTES = 128  # of a row in a thread's registers; of longer rows all is read twice, mostly from L2
-AHEAD = 2  # chunks a thread up to which the weight is read before the sum: more would cost warps their registers
+AHEAD = (
+    2  # chunks a thread up to which the weight is read before the sum: more would cost warps their registers
+)
 
 
 class Shape(NamedTuple):
@@ -41,7 +43,8 @@ class Shape(NamedTuple):
 
 def build(shape: Shape) -> Any:
     """The PrimFunc: x, residual, weight, out, scale, all flat; then the number of rows, those of the inner
-    dimension, for x, residual and out the outer and the inner stride in vectors, scale's strides, eps, offset.
+    dimension, for x, residual and out the outer and the inner stride in vectors, scale's strides, eps,
+    offset.
 
     residual is x again where there is none; scale is any float32 tensor without `quantise`.
     """
@@ -116,9 +119,8 @@ def build(shape: Shape) -> Any:
                     load_chunk(weight, 0, column, K, weights, c * CHUNK, weight_width)
                 for v in T.unroll(CHUNK):
                     total[0] += T.cast(values[at + v], "float32") * T.cast(values[at + v], "float32")
-                if has_residual:
-                    if exists:
-                        store_chunk(residual, at_residual, column, K, values, at, width)
+                if has_residual and exists:
+                    store_chunk(residual, at_residual, column, K, values, at, width)
             sum_over_lanes(total, lanes, lane, slot, partial)
             total[0] = 1.0 / T.sqrt(total[0] / K + eps)
             for c in T.unroll(chunks):
@@ -133,7 +135,11 @@ def build(shape: Shape) -> Any:
                     load_chunk(weight, 0, column, K, weights, 0, weight_width)
                 of_weight = c * CHUNK if ahead else 0
                 for v in T.unroll(CHUNK):
-                    y[v] = T.cast(values[at + v], "float32") * total[0] * (T.cast(weights[of_weight + v], "float32") + offset)
+                    y[v] = (
+                        T.cast(values[at + v], "float32")
+                        * total[0]
+                        * (T.cast(weights[of_weight + v], "float32") + offset)
+                    )
                 if quantise:
                     quantise_chunk(y, results, group_scale)
                     if exists and lane % 16 == 0 and column < K:
@@ -147,17 +153,25 @@ def build(shape: Shape) -> Any:
     return rmsnorm
 
 
+FEW_ROWS = 132  # as many as a full Hopper has SMs: the time is then that of one row, which wants many threads
+
+
 @lru_cache(maxsize=4096)
 def lanes_and_rows(M: int, K: int, quantise: bool) -> tuple[int, int]:
-    """Threads a row and rows a block: one chunk a thread for few rows, two or more where there are many."""
+    """Threads a row and rows a block.
+
+    With few rows a thread has one chunk. With many, two chunks, and not above 512 threads, so that other
+    rows' loads fill the time at the barrier; quantising has more to do per chunk and stays at one up to
+    there.
+    """
     chunks = -(-K // CHUNK)
-    each = 1 if M <= 132 else 2
-    lanes = -(-chunks // each)
+    most = 1024 if M <= FEW_ROWS else 512
+    least_each = 1 if M <= FEW_ROWS or quantise else 2
+    lanes = -(-chunks // max(-(-chunks // most), least_each))
     if lanes <= 32:
         lanes = max(16 if quantise else 1, 1 << (lanes - 1).bit_length())
-        return lanes, max(1, 128 // lanes)
-    lanes = min(1024, -(-lanes // 32) * 32)
-    return lanes, max(1, 128 // lanes)
+        return lanes, 128 // lanes
+    return -(-lanes // 32) * 32, max(1, 128 // lanes)
 
 
 def launch(
@@ -197,7 +211,7 @@ def _launch(
     stream = residual or x
     quantise = scale is not None
     dtype, weight_dtype = dtype_name(x.tensor.dtype), dtype_name(weight.dtype)
-    lanes, rows = lanes_and_rows(x.count, x.K, quantise)
+    lanes, rows = lanes_and_rows(x.M, x.K, quantise)
     nested, early = x.inner > 1, overlaps(x.tensor)
     shape = Shape(
         x.K, lanes, rows, dtype, weight_dtype, residual is not None, quantise, aligned, nested, early
@@ -211,7 +225,7 @@ def _launch(
         weight,
         out.flat,
         _any_float32(x.tensor.device) if scale is None else flat(scale),
-        x.count,
+        x.M,
         x.inner,
         *(stride // width for rows in (x, stream) for stride in rows[1:]),
         *(stride // out_width for stride in out[1:]),

@@ -42,7 +42,9 @@ def _store(values, factor, weight, columns, offset, out, at_out, mask):
 
 
 @triton.jit
-def _store_quantised(values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K: tl.constexpr):
+def _store_quantised(
+    values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K: tl.constexpr
+):
     """values (GROUPS, 128) of one row, columns alike; q and scale where the row's begin."""
     scaled = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) + offset
     codes, scales = quantise(values * factor * scaled)
@@ -159,21 +161,28 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-def tile_of(M: int, K: int, sm_count: int = 132) -> Tile:
-    """What a program takes: whole rows, several where they are short, and warps for 16 values a thread."""
+def tile_of(M: int, K: int) -> Tile:
+    """What a program takes: whole rows, several where they are short and many, and 16 values a thread."""
     block = min(triton.next_power_of_2(K), MAX_BLOCK)
     rows = 1
-    while rows * block < 2048 and rows * sm_count * 2 < M:
+    while rows * block < 2048 and rows * 256 < M:
         rows *= 2
-    values_a_thread = 16 if M > sm_count else 8
-    return Tile(rows, block, max(1, min(16, rows * block // (32 * values_a_thread))))
+    return Tile(rows, block, max(1, min(16, rows * block // 512)))
+
+
+def quant_warps(M: int, K: int) -> int:
+    """Eight values a thread for few rows; with many, fewer warps hide each other's barriers better."""
+    block = min(triton.next_power_of_2(K), MAX_BLOCK)
+    if M <= 256:
+        return max(1, min(16, block // 256))
+    return max(1, min(8, block // 512)) if block <= 4096 else 4
 
 
 def launch(
     x: Rows, residual: Rows | None, weight: torch.Tensor, out: Rows, eps: float, offset: float
 ) -> None:
     """As `ops.rmsnorm.reference.launch`."""
-    launch_tile(x, residual, weight, out, eps, offset, tile_of(x.count, x.K))
+    launch_tile(x, residual, weight, out, eps, offset, tile_of(x.M, x.K))
 
 
 def launch_tile(
@@ -181,12 +190,12 @@ def launch_tile(
 ) -> None:
     stream = residual or x
     with torch.cuda.device_of(out.tensor):  # Triton launches on the current device
-        rmsnorm_kernel[(triton.cdiv(x.count, tile.rows),)](
+        rmsnorm_kernel[(triton.cdiv(x.M, tile.rows),)](
             x.tensor,
             stream.tensor,
             weight,
             out.tensor,
-            x.count,
+            x.M,
             x.inner,
             *(stride for rows in (x, stream, out) for stride in rows[1:]),
             eps,
@@ -210,8 +219,7 @@ def launch_quant(
     offset: float,
 ) -> None:
     """As `ops.rmsnorm.reference.launch_quant`."""
-    tile = tile_of(x.count, x.K)
-    launch_quant_warps(x, residual, weight, q, scale, eps, offset, max(1, min(16, tile.block // 256)))
+    launch_quant_warps(x, residual, weight, q, scale, eps, offset, quant_warps(x.M, x.K))
 
 
 def launch_quant_warps(
@@ -226,7 +234,7 @@ def launch_quant_warps(
 ) -> None:
     stream = residual or x
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        rmsnorm_quant_kernel[(x.count,)](
+        rmsnorm_quant_kernel[(x.M,)](
             x.tensor,
             stream.tensor,
             weight,
