@@ -50,12 +50,12 @@ test: test-cpu test-interpreter test-sglang $(if $(HAS_GPU),test-gpu)
 
 # Without a GPU tests/gpu is collected here too, so that the report names what was skipped and why.
 test-cpu: venv
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --ignore=tests/backends/interpreter \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --ignore=tests/backends/interpreter --ignore=tests/ops/interpreter \
 	    $(if $(HAS_GPU),--ignore=tests/gpu) tests
 
 # Triton decides at import whether it interprets or compiles: these tests need a process of their own.
 test-interpreter: venv
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter tests/ops/interpreter
 
 # The plugin in SGLang's own code, the oldest release that has plugins to the newest, each in an environment of
 # its own: a folder before ours on the path. SGLang finds no GPU there and loads none of its CUDA libraries.
@@ -82,7 +82,7 @@ test-tilelang-%: venv
 	test -e $(VENV)/tilelang-$*/tilelang || $(BIN)/python -m pip install -qq --disable-pip-version-check \
 	    $(PIP_ARGS) --no-deps --target $(VENV)/tilelang-$* tilelang==$* 'z3-solver<4.15.5'
 	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -c 'import tilelang; assert tilelang.__version__.startswith("$*")'
-	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -m pytest -n $(JOBS) tests/core/test_kernels_compile.py
+	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -m pytest -n $(JOBS) tests/core/test_kernels_compile.py tests/ops/test_tilelang_compile.py
 
 # One process: timing and memory of the device are not shared.
 test-gpu: venv

@@ -109,7 +109,7 @@ def test_fused_equals_the_separate_steps_in_float32(backend, K):
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_fused_on_any_data_is_within_a_code(backend, dtype):
-    """Sums of squares differ in the last place: a value that lies across a boundary then has the next code."""
+    """Sums of squares differ in the last place: a value that lies at a boundary then has the next code."""
     x, weight = torch.randn(200, 4096, device="cuda").to(dtype), torch.randn(4096, device="cuda").to(dtype)
     wanted_q, wanted_scale = per_token_group_quant_fp8(rmsnorm(x.float(), weight.float(), backend="torch"))
     q, scale = rmsnorm_quant_fp8(x, weight, backend=backend)

@@ -6,9 +6,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import kernel_registry
@@ -36,6 +37,7 @@ class CompileReport:
     spill_bytes: int  # stores and loads
     stack_bytes: int  # a thread: registers that are kept in memory, because an index to them is not constant
     instructions: Counter[str] = field(default_factory=Counter)  # static counts, by name in INSTRUCTIONS
+    ptx: str = field(default="", repr=False)
 
 
 def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileReport:
@@ -43,11 +45,18 @@ def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileRep
 
     Raises RuntimeError where nvcc is missing, or it or ptxas rejects the kernel.
     """
+    tilelang_module()
+    function = kernel_registry.build(N, K, config, arch)
+    return cross_compile_primfunc(function, arch, kernel_registry.pass_configs(arch))
+
+
+def cross_compile_primfunc(function: Any, arch: str, pass_configs: Mapping[str, Any]) -> CompileReport:
+    """As `cross_compile`, of any TileLang PrimFunc."""
     tilelang = tilelang_module()
     tvm = tilelang.tvm
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
-    with tvm.transform.PassContext(config=kernel_registry.pass_configs(arch)), target:
-        artifact = tilelang.lower(kernel_registry.build(N, K, config, arch), target=target)
+    with tvm.transform.PassContext(config=dict(pass_configs)), target:
+        artifact = tilelang.lower(function, target=target)
     dynamic = max(
         int(function.attrs.get("dyn_shared_memory_buf", 0))
         for function in artifact.device_mod.functions.values()
@@ -75,6 +84,7 @@ def cross_compile(N: int, K: int, config: KernelConfig, arch: str) -> CompileRep
         instructions=Counter(
             {name: len(re.findall(pattern, text)) for name, pattern in INSTRUCTIONS.items()}
         ),
+        ptx=text,
     )
 
 

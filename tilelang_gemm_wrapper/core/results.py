@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from .whole_file import replacing
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Cell = tuple[int, int, int]  # M, N, K
 
@@ -83,7 +86,7 @@ class HostRow:
     reason: str = ""
 
 
-AnyRow = TypeVar("AnyRow", Row, HostRow)
+AnyRow = TypeVar("AnyRow", bound="DataclassInstance")
 
 
 def gemm_flops(M: int, N: int, K: int) -> float:
@@ -118,20 +121,20 @@ def by_cell(rows: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
     return dict(cells)
 
 
-def write_rows(path: Path, rows: Sequence[Row] | Sequence[HostRow], kind: type[Row] | type[HostRow]) -> None:
-    """Write a CSV whole, in the place of what is there."""
+def write_rows(path: Path, rows: Sequence[AnyRow], kind: type[AnyRow]) -> None:
+    """Write a CSV whole, in the place of what is there: a column for each field of the dataclass `kind`."""
     with replacing(path) as file:
         csv.writer(file).writerow(field.name for field in fields(kind))
         _write(file, rows)
 
 
-def append_rows(path: Path, rows: Sequence[Row]) -> None:
+def append_rows(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells."""
     with path.open("a", newline="", encoding="utf-8") as file:
         _write(file, rows)
 
 
-def _write(file: TextIO, rows: Sequence[Row] | Sequence[HostRow]) -> None:
+def _write(file: TextIO, rows: Sequence[DataclassInstance]) -> None:
     csv.writer(file).writerows([_text(value) for value in astuple(row)] for row in rows)
 
 

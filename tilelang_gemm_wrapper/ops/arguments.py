@@ -62,7 +62,7 @@ def check_floats(**tensors: torch.Tensor) -> None:
 
 
 def check_place(name: str, tensor: torch.Tensor, first: str, device: torch.device) -> None:
-    """ValueError unless the tensor is on the device of `first`, a CPU or a CUDA one, and wants no gradient."""
+    """ValueError unless the tensor is on the device of `first`, a CPU or CUDA, and wants no gradient."""
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device} and {first} on {device}; move them to one device")
     if device.type not in ("cpu", "cuda"):

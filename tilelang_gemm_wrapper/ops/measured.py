@@ -1,7 +1,8 @@
 """Which backend of an op was measured to be the fastest, by device and shape.
 
-The tables `measured/<device>.json` come with the package, written by `benchmarks/choose_op_backends.py` from
-the benchmarks' results. What `autotune.tune` measured on this machine goes before them.
+The tables `measured_tables/<device>.json` come with the package, written by
+`benchmarks/choose_op_backends.py` from the benchmarks' results. What `autotune.tune` measured on this machine
+goes before them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..core.compile_cache import cache_directory
 from ..core.device import Device, canonical_name
 from ..core.whole_file import replacing
 
+TABLES = Path(__file__).with_name("measured_tables")
 ON_FORGET: list[Callable[[], None]] = []  # caches of what was looked up here
 DEFAULT = "triton"  # runs wherever an NVIDIA GPU is, and compiles fastest
 
@@ -130,7 +132,7 @@ def _own(device: Device) -> tuple[Entry, ...]:
 
 @lru_cache(maxsize=16)
 def _shipped(device: Device) -> tuple[Entry, ...]:
-    return _read(Path(__file__).with_name("measured") / f"{canonical_name(device.name)}.json")
+    return _read(TABLES / f"{canonical_name(device.name)}.json")
 
 
 def _read(path: Path) -> tuple[Entry, ...]:
@@ -142,9 +144,7 @@ def _read(path: Path) -> tuple[Entry, ...]:
     names = {f.name for f in fields(Entry)}
     try:
         items: list[dict[str, Any]] = json.loads(text)
-        return tuple(
-            Entry(**{name: value for name, value in item.items() if name in names}) for item in items
-        )
+        return tuple(Entry(**{"N": 0, **{k: v for k, v in item.items() if k in names}}) for item in items)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no table of measured ops ({error}); remove it or write it anew"

@@ -83,8 +83,7 @@ def gemv(x: Operand, W: Operand, out: torch.Tensor | None = None, backend: Backe
 
 def as_problem(x: Operand, W: Operand, out: torch.Tensor | None = None) -> Problem:
     """The arguments of `gemv`, checked as far as they can be while they are traced; out is new by default."""
-    x, x_scale = x if isinstance(x, tuple | list) else (x, None)
-    W, W_scale = W if isinstance(W, tuple | list) else (W, None)
+    (x, x_scale), (W, W_scale) = _pair("x", x), _pair("W", W)
     _check_operands(x, x_scale, W, W_scale)
     dtype = torch.bfloat16 if x_scale is not None else x.dtype
     if out is None:
@@ -92,6 +91,15 @@ def as_problem(x: Operand, W: Operand, out: torch.Tensor | None = None) -> Probl
     else:
         _check_out(out, x, W, dtype)
     return Problem(x, x_scale, W, W_scale, out)
+
+
+def _pair(name: str, operand: Operand) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An operand as (values, scales or None)."""
+    if not isinstance(operand, tuple | list):
+        return operand, None
+    if len(operand) != 2:
+        raise TypeError(f"{name} is a {type(operand).__name__} of {len(operand)}, expected (values, scales)")
+    return operand[0], operand[1]
 
 
 def _check_operands(

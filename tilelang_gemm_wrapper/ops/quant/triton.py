@@ -37,7 +37,7 @@ def quantise(groups):
 
 @triton.jit(do_not_specialize=["groups"])
 def quant_kernel(
-    x,  # rows of K values, 2 K with SILU_MUL; row r starts at r // inner * outer_stride + r % inner * inner_stride
+    x,  # (M, K), with SILU_MUL (M, 2 K); row r starts at r // inner * outer_stride + r % inner * inner_stride
     q,  # (M, K) e4m3, contiguous
     scale,  # (M, K / 128) float32, any strides
     groups,  # M * K / 128

@@ -1,0 +1,112 @@
+"""The ops' TileLang kernels compile for Hopper and Ada without a GPU: wide accesses, no spills, no stack."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tilelang_gemm_wrapper import configurer
+
+pytest.importorskip("tilelang")
+pytestmark = pytest.mark.skipif(configurer.find_nvcc() is None, reason="nvcc was not found")
+
+BF16, F16, F32, FP8 = "bfloat16", "float16", "float32", "float8_e4m3"
+ARCHES = ["sm_90a", "sm_89"]
+
+
+def compiled(build, shape, arch):
+    """What the compiler makes of a kernel: never spills."""
+    from tilelang_gemm_wrapper.core.compile_report import cross_compile_primfunc
+    from tilelang_gemm_wrapper.ops.simt import PASS_CONFIGS
+
+    report = cross_compile_primfunc(build(shape), arch, PASS_CONFIGS)
+    assert report.spill_bytes == report.stack_bytes == 0
+    return report
+
+
+def copies(report, width):
+    """How many accesses of `width` bytes to global memory the kernel has: (loads, stores)."""
+    kind = {16: r"(v8\.\w16|v4\.\w32|v2\.\w64)", 8: r"(v4\.\w16|v2\.\w32|[ubf]64)", 2: r"[ub]16"}[width]
+    return tuple(len(re.findall(rf"\b{name}\.global\S*\.{kind}\b", report.ptx)) for name in ("ld", "st"))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("K", "lanes", "rows", "dtype", "weight_dtype", "has_residual", "quantise", "aligned", "nested"),
+    [
+        (2560, 320, 1, BF16, BF16, False, False, True, False),
+        (4096, 512, 1, BF16, BF16, True, True, True, False),
+        (14336, 448, 1, BF16, BF16, True, False, True, False),
+        (40064, 1024, 1, F32, F32, True, True, True, False),  # too long for the registers: read twice
+        (4097, 288, 1, F16, F32, True, False, False, False),
+        (128, 16, 8, BF16, BF16, False, False, True, True),
+        (1, 1, 128, BF16, BF16, False, False, False, False),
+    ],
+)
+def test_rmsnorm(K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, arch):
+    from tilelang_gemm_wrapper.ops.rmsnorm.tilelang import Shape, build
+
+    early = arch == "sm_90a"
+    shape = Shape(K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, early)
+    report = compiled(build, shape, arch)
+    loads, stores = copies(report, 16)
+    if aligned:
+        assert loads >= (3 if has_residual else 2)
+        assert stores >= has_residual + (not quantise)
+    else:
+        assert not loads and not stores
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("K", "chunks", "dtype", "silu_mul", "aligned", "nested"),
+    [
+        (4096, 2, BF16, False, True, False),
+        (9728, 1, BF16, True, True, False),
+        (128, 1, F32, True, False, True),
+    ],
+)
+def test_quant(K, chunks, dtype, silu_mul, aligned, nested, arch):
+    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build
+
+    report = compiled(build, Shape(K, chunks, dtype, silu_mul, aligned, nested, arch == "sm_90a"), arch)
+    assert copies(report, 16)[0] == (chunks * (1 + silu_mul) if aligned else 0)
+    assert copies(report, 8)[1] == chunks  # eight codes each
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("M", "K", "dtype", "W_dtype", "x_scaled", "aligned", "config"),
+    [
+        (1, 4096, BF16, BF16, False, True, (128, 2, 1, 4)),
+        (8, 2560, F16, F16, False, True, (32, 4, 1, 2)),
+        (1, 2560, BF16, FP8, False, True, (32, 4, 1, 8)),
+        (4, 9728, FP8, FP8, True, True, (32, 4, 4, 2)),
+        (3, 777, BF16, FP8, False, False, (32, 4, 2, 2)),
+    ],
+)
+def test_gemv(M, K, dtype, W_dtype, x_scaled, aligned, config, arch):
+    from tilelang_gemm_wrapper.ops.gemv.tilelang import Shape, build
+
+    out_dtype = BF16 if dtype == FP8 else dtype
+    shape = Shape(M, K, dtype, W_dtype, out_dtype, x_scaled, aligned, arch == "sm_90a", *config)
+    loads, _ = copies(compiled(build, shape, arch), 16)
+    _, _, rows, steps = config
+    assert loads >= rows * steps if aligned else not loads
+
+
+def test_naive_gemv_reads_two_bytes_at_a_time():
+    """The baseline stays the baseline."""
+    from tilelang_gemm_wrapper.ops.gemv.tilelang import build_naive
+
+    report = compiled(build_naive, (1024, BF16), "sm_90a")
+    assert copies(report, 2)[0] and not copies(report, 16)[0]
+
+
+def test_every_configuration_of_the_autotuner_fits_a_block():
+    from tilelang_gemm_wrapper.ops.gemv.tilelang import CONFIGS
+
+    for config in CONFIGS:
+        assert config.lanes % 32 == 0 and 128 % config.rows == 0
+        assert config.lanes * config.groups <= 1024

@@ -1,0 +1,93 @@
+"""The ops' Triton kernels compiled for their GPUs, without one: wide accesses, no spills to local memory."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton compiles nothing in a process that interprets", allow_module_level=True)
+
+from tilelang_gemm_wrapper.ops.gemv.triton import few_rows_kernel, gemv_kernel  # noqa: E402
+from tilelang_gemm_wrapper.ops.quant.triton import quant_kernel  # noqa: E402
+from tilelang_gemm_wrapper.ops.rmsnorm.triton import rmsnorm_kernel, rmsnorm_quant_kernel  # noqa: E402
+
+POINTERS = {"x", "residual", "weight", "out", "q", "scale", "x_scale", "W", "W_scale"}
+FLOAT32 = {"scale", "x_scale", "W_scale"}
+FLOATS = {"eps", "offset"}
+
+
+def compile_for(capability, kernel, constants, num_warps, fp8=()):
+    """PTX of the kernel for bfloat16 tensors whose rows start at 16 bytes; `fp8` names those that are
+    e4m3.
+    """
+    names = [name for name in kernel.arg_names if name not in constants]
+    kinds = {
+        name: "*fp8e4nv"
+        if name in fp8
+        else "*fp32"
+        if name in FLOAT32
+        else "*bf16"
+        if name in POINTERS
+        else "fp32"
+        if name in FLOATS
+        else "i32"
+        for name in names
+    }
+    signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+    divisible = [n for n in names if n in POINTERS or "outer" in n or "inner_stride" in n or n == "N"]
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": num_warps}).asm["ptx"]
+
+
+def wide(ptx, op):
+    return bool(re.search(rf"\b{op}\.global\S*\.(v4\.b32|v2\.b64)", ptx))
+
+
+@pytest.mark.parametrize("capability", [90, 89, 80])
+@pytest.mark.parametrize("K", [128, 2560, 20000])
+def test_rmsnorm(K, capability):
+    pdl = capability >= 90
+    constants = {"K": K, "HAS_RESIDUAL": True, "ROWS": 1, "BLOCK": min(4096, 1 << (K - 1).bit_length())}
+    ptx = compile_for(capability, rmsnorm_kernel, {**constants, "PDL": pdl, "inner": 1}, 8 if K > 128 else 1)
+    assert wide(ptx, "ld") or K == 128
+    assert ("griddepcontrol.wait" in ptx) == pdl
+
+
+@pytest.mark.parametrize("capability", [90, 89])
+@pytest.mark.parametrize("K", [128, 7168, 40064])
+def test_rmsnorm_quant(K, capability):
+    groups = min(64, 1 << (K // 128 - 1).bit_length())
+    constants = {"K": K, "HAS_RESIDUAL": True, "GROUPS": groups, "PDL": capability >= 90, "inner": 1}
+    ptx = compile_for(capability, rmsnorm_quant_kernel, constants, 8 if K > 128 else 1, fp8=("q",))
+    assert "cvt.rn.satfinite.e4m3x2.f32" in ptx
+    assert wide(ptx, "ld") or K == 128
+
+
+@pytest.mark.parametrize("capability", [90, 89])
+@pytest.mark.parametrize("silu_mul", [False, True])
+def test_quant(silu_mul, capability):
+    constants = {"K": 4096, "SILU_MUL": silu_mul, "BLOCK": 16, "PDL": capability >= 90, "inner": 1}
+    ptx = compile_for(capability, quant_kernel, {**constants, "inner_stride": 1}, 4, fp8=("q",))
+    assert "cvt.rn.satfinite.e4m3x2.f32" in ptx
+    assert wide(ptx, "ld")
+
+
+@pytest.mark.parametrize("capability", [90, 89])
+@pytest.mark.parametrize("fp8", [(), ("W",), ("x", "W")])
+def test_gemv(fp8, capability):
+    constants = {"K": 4096, "X_SCALED": "x" in fp8, "W_SCALED": bool(fp8), "PDL": capability >= 90}
+    tile = (
+        {"BLOCK_N": 1, "BLOCK_K": 2048, "UNROLL": 2}
+        if not fp8
+        else {"BLOCK_N": 4, "BLOCK_K": 512, "UNROLL": 4}
+    )
+    assert wide(compile_for(capability, gemv_kernel, {**constants, **tile}, 4, fp8), "ld")
+    tile = {"BLOCK_N": 16, "BLOCK_K": 128}
+    ptx = compile_for(capability, few_rows_kernel, {**constants, **tile}, 4, fp8)
+    assert re.search(r"mma\.sync|wgmma", ptx)
