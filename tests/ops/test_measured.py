@@ -54,7 +54,7 @@ def test_the_nearest_shape_of_the_same_op_and_dtype_decides():
     assert best(1, 5000, 3000) == "tilelang"
     assert best(6, 5000, 3000) == "torch"
     assert best(1, 1000, 16000) == "triton"
-    assert measured.best("quant", BF16, 1, 0, 4096, H100) == "triton"
+    assert measured.best("silu_mul_quant_fp8", BF16, 1, 0, 4096, H100) == "triton"
 
 
 def test_what_this_machine_measured_goes_first_for_its_class_alone():

@@ -173,6 +173,11 @@ def is_vectorisable(width: int, *rows: Rows) -> bool:
     )
 
 
+def dtype_name(tensor: torch.Tensor) -> str:
+    """ "bfloat16" of a tensor of torch.bfloat16."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The memory from first to last element as one dimension, for kernels that are told the strides."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -15,14 +15,23 @@ from ..core.device import Device, device_of
 from . import measured
 
 Backend = Literal["auto", "triton", "tilelang", "torch"]
-Op = Literal["gemv", "rmsnorm", "quant"]
+# Public op -> the package that has its implementations.
+PACKAGES = {
+    "gemv": "gemv",
+    "rmsnorm": "rmsnorm",
+    "fused_add_rmsnorm": "rmsnorm",
+    "rmsnorm_quant_fp8": "rmsnorm",
+    "fused_add_rmsnorm_quant_fp8": "rmsnorm",
+    "per_token_group_quant_fp8": "quant",
+    "silu_mul_quant_fp8": "quant",
+}
 
 OLDEST = 80  # sm_80: bfloat16 and asynchronous copies
 OLDEST_FP8 = 89  # the first with conversions to and from e4m3
 
 
 def implementation(
-    op: Op, backend: str, x: torch.Tensor, dtype: str, M: int, N: int, K: int, *, fp8: bool = False
+    op: str, backend: str, x: torch.Tensor, dtype: str, M: int, N: int, K: int, *, fp8: bool = False
 ) -> ModuleType:
     """The module of an op's backend for tensors like x; "auto" is the measured best that runs here.
 
@@ -38,11 +47,11 @@ def implementation(
         reason = _why_unavailable(backend, index, fp8)
         if reason:
             raise RuntimeError(f"backend {backend!r} cannot run: {reason}; backend='auto' takes one that can")
-    return _module(op, backend)
+    return _module(PACKAGES[op], backend)
 
 
 @lru_cache(maxsize=8192)
-def _measured_best(op: Op, dtype: str, M: int, N: int, K: int, index: int, fp8: bool) -> str:
+def _measured_best(op: str, dtype: str, M: int, N: int, K: int, index: int, fp8: bool) -> str:
     if index < 0:
         return "torch"
     order = (measured.best(op, dtype, M, N, K, device_of(index)), "triton", "torch")
@@ -73,11 +82,13 @@ def _capability(device: Device) -> int:
 
 
 @lru_cache(maxsize=16)
-def _module(op: str, backend: str) -> ModuleType:
+def _module(package: str, backend: str) -> ModuleType:
     if backend == "tilelang":
         compile_cache.tilelang_module()  # sets its cache directory before anything else of it is imported
     # A module named torch would take the place of the real one in its package.
-    return import_module(f"tilelang_gemm_wrapper.ops.{op}.{'reference' if backend == 'torch' else backend}")
+    return import_module(
+        f"tilelang_gemm_wrapper.ops.{package}.{'reference' if backend == 'torch' else backend}"
+    )
 
 
 measured.ON_FORGET.append(_measured_best.cache_clear)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .. import backends
-from ..arguments import check_apart, check_place, check_shape
+from ..arguments import check_apart, check_place, check_shape, dtype_name
 from ..backends import Backend
 from ..custom_op import define, is_tracing
 
@@ -61,7 +61,7 @@ class Problem(NamedTuple):
     @property
     def dtype(self) -> str:
         """The operands as the measurements name them: "bfloat16", "bfloat16 x float8_e4m3fn", ..."""
-        x, W = (str(tensor.dtype).removeprefix("torch.") for tensor in (self.x, self.W))
+        x, W = dtype_name(self.x), dtype_name(self.W)
         return x if x == W else f"{x} x {W}"
 
 

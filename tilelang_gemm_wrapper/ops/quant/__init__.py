@@ -11,7 +11,16 @@ import torch
 
 from ...quantize import ScaleLayout
 from .. import backends
-from ..arguments import check_apart, check_floats, check_groups, check_rows, empty_fp8, empty_scale, rows_of
+from ..arguments import (
+    check_apart,
+    check_floats,
+    check_groups,
+    check_rows,
+    dtype_name,
+    empty_fp8,
+    empty_scale,
+    rows_of,
+)
 from ..backends import Backend
 from ..custom_op import define, is_tracing
 
@@ -63,7 +72,8 @@ def _launch(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, silu_mul: boo
     (source,) = rows_of(["x"], [x])
     check_apart("q", q, x=x)
     M, groups = scale.shape
-    module = backends.implementation("quant", backend, x, str(x.dtype), M, 0, groups * 128, fp8=True)
+    op = "silu_mul_quant_fp8" if silu_mul else "per_token_group_quant_fp8"
+    module = backends.implementation(op, backend, x, dtype_name(x), M, 0, groups * 128, fp8=True)
     if M:
         module.launch(source, q.view(M, groups * 128), scale, silu_mul)
 

@@ -19,6 +19,7 @@ from ..arguments import (
     check_place,
     check_rows,
     check_shape,
+    dtype_name,
     empty_fp8,
     empty_scale,
     overlap,
@@ -147,7 +148,7 @@ def _rmsnorm(
     if not in_place and overlap(out, x):
         raise ValueError("out overlaps x in memory without being x, expected x itself or a buffer apart")
     check_apart("out", out, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K)
+    module = backends.implementation("rmsnorm", backend, x, dtype_name(x), source.M, 0, source.K)
     if source.M:
         module.launch(source, None, weight, target, eps, offset)
 
@@ -158,7 +159,7 @@ def _fused_add_rmsnorm(
     source, stream = rows_of(["x", "residual"], [x, residual])
     check_apart("x", x, residual=residual, weight=weight)
     check_apart("residual", residual, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K)
+    module = backends.implementation("fused_add_rmsnorm", backend, x, dtype_name(x), source.M, 0, source.K)
     if source.M:
         module.launch(source, stream, weight, source, eps, offset)
 
@@ -173,7 +174,9 @@ def _rmsnorm_quant(
     backend: str,
 ) -> None:
     (source,) = rows_of(["x"], [x])
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K, fp8=True)
+    module = backends.implementation(
+        "rmsnorm_quant_fp8", backend, x, dtype_name(x), source.M, 0, source.K, fp8=True
+    )
     if source.M:
         module.launch_quant(source, None, weight, q.view(source.M, source.K), scale, eps, offset)
 
@@ -190,7 +193,9 @@ def _fused_add_rmsnorm_quant(
 ) -> None:
     source, stream = rows_of(["x", "residual"], [x, residual])
     check_apart("residual", residual, x=x, weight=weight)
-    module = backends.implementation("rmsnorm", backend, x, str(x.dtype), source.M, 0, source.K, fp8=True)
+    module = backends.implementation(
+        "fused_add_rmsnorm_quant_fp8", backend, x, dtype_name(x), source.M, 0, source.K, fp8=True
+    )
     if source.M:
         module.launch_quant(source, stream, weight, q.view(source.M, source.K), scale, eps, offset)
 
