@@ -47,13 +47,15 @@ def test_the_nearest_shape_of_the_same_op_and_dtype_decides():
         Entry("gemv", BF16, 1, 4096, 4096, "tilelang"),
         Entry("gemv", BF16, 8, 4096, 4096, "torch"),
         Entry("gemv", BF16, 1, 1024, 16384, "triton"),
-        Entry("gemv", "float16", 1, 1000, 16000, "torch"),
+        Entry("gemv", "float8_e4m3fn", 1, 1000, 16000, "torch"),
         Entry("rmsnorm", BF16, 1, 0, 4096, "triton"),
     )
     best = lambda *shape: measured.best("gemv", BF16, *shape, H100)  # noqa: E731
     assert best(1, 5000, 3000) == "tilelang"
     assert best(6, 5000, 3000) == "torch"
     assert best(1, 1000, 16000) == "triton"
+    assert measured.best("gemv", "float16", 1, 1000, 16000, H100) == "triton"  # as bfloat16
+    assert measured.best("gemv", "bfloat16 x float8_e4m3fn", 1, 5000, 3000, H100) == measured.DEFAULT
     assert measured.best("silu_mul_quant_fp8", BF16, 1, 0, 4096, H100) == "triton"
 
 

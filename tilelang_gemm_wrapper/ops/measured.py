@@ -20,6 +20,13 @@ from ..core.device import Device, canonical_name
 from ..core.whole_file import replacing
 
 TABLES = Path(__file__).with_name("measured_tables")
+# Timed are bfloat16 and, for e4m3 weights, bfloat16 beside them: others move as many bytes, or nearly.
+_AS_TIMED = {
+    "float16": "bfloat16",
+    "float32": "bfloat16",
+    "float16 x float8_e4m3fn": "bfloat16 x float8_e4m3fn",
+    "float8_e4m3fn": "bfloat16 x float8_e4m3fn",
+}
 ON_FORGET: list[Callable[[], None]] = []  # caches of what was looked up here
 DEFAULT = "triton"  # runs wherever an NVIDIA GPU is, and compiles fastest
 
@@ -48,7 +55,7 @@ def best(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> str:
     own = _of_class(_own(device), op, dtype, M, N, K)
     if own is not None:
         return own.backend
-    entry = _nearest([e for e in _shipped(device) if e.op == op and e.dtype == dtype], M, N, K)
+    entry = _nearest(_shipped_like(device, op, dtype), M, N, K)
     return entry.backend if entry else DEFAULT
 
 
@@ -56,9 +63,18 @@ def config(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> dict[
     """The TileLang configuration tuned for this class of shapes on this machine, else on such a device."""
     entry = _of_class(_own(device), op, dtype, M, N, K)
     if entry is None:
-        tuned = [e for e in _shipped(device) if e.op == op and e.dtype == dtype and e.config]
-        entry = _nearest([e for e in tuned if _rows_class(e.M) == _rows_class(M)], M, N, K)
+        alike = [e for e in _shipped_like(device, op, dtype) if _rows_class(e.M) == _rows_class(M)]
+        entry = _nearest([e for e in alike if e.config], M, N, K)
     return entry.config if entry and entry.config else None
+
+
+def _shipped_like(device: Device, op: str, dtype: str) -> list[Entry]:
+    """The table's entries for an op with such operands, else with bfloat16 in the place of what was not
+    timed.
+    """
+    of_op = [e for e in _shipped(device) if e.op == op]
+    same = [e for e in of_op if e.dtype == dtype]
+    return same or [e for e in of_op if e.dtype == _AS_TIMED.get(dtype)]
 
 
 def shape_class(M: int, N: int, K: int) -> tuple[int, int, int]:
