@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -64,7 +66,7 @@ def _best_config(problem: Problem, arch: str) -> dict[str, int]:
     from .gemv import tilelang as implementation
     from .simt import PASS_CONFIGS
 
-    # It would write autotuner.log where the process happens to be, and to the standard output.
+    # It would write autotuner.log where the process happens to be.
     tuner._logger_handlers_initialized = True
     os.environ.setdefault("TILELANG_AUTO_TUNING_CPU_UTILITIES", "1.0")
     # The autotuner wants a function that closes over plain values alone.
@@ -82,7 +84,8 @@ def _best_config(problem: Problem, arch: str) -> dict[str, int]:
     )
     arguments = list(implementation.arguments_of(problem))
     autotuner.set_profile_args(supply_prog=lambda _: arguments, skip_check=True)
-    with compile_cache.alone("compile"):
+    # It reports on standard output, which is the calling program's.
+    with compile_cache.alone("compile"), redirect_stdout(sys.stderr):
         return dict(autotuner.run(warmup=3, rep=30).config)
 
 
