@@ -33,22 +33,40 @@ def copies(report, width):
 
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(
-    ("K", "lanes", "rows", "dtype", "weight_dtype", "has_residual", "quantise", "aligned", "nested"),
+    (
+        "K",
+        "lanes",
+        "rows",
+        "resident",
+        "dtype",
+        "weight_dtype",
+        "has_residual",
+        "quantise",
+        "aligned",
+        "nested",
+    ),
     [
-        (2560, 320, 1, BF16, BF16, False, False, True, False),
-        (4096, 512, 1, BF16, BF16, True, True, True, False),
-        (14336, 448, 1, BF16, BF16, True, False, True, False),
-        (40064, 1024, 1, F32, F32, True, True, True, False),  # too long for the registers: read twice
-        (4097, 288, 1, F16, F32, True, False, False, False),
-        (128, 16, 8, BF16, BF16, False, False, True, True),
-        (1, 1, 128, BF16, BF16, False, False, False, False),
+        (2560, 320, 1, 1, BF16, BF16, False, False, True, False),
+        (4096, 512, 1, 1, BF16, BF16, True, True, True, False),
+        (7168, 896, 1, 2, BF16, BF16, True, True, True, False),
+        (8192, 1024, 1, 2, BF16, BF16, True, True, True, False),
+        (8192, 1024, 1, 2, F32, F32, True, True, True, False),
+        (14336, 448, 1, 1, BF16, BF16, True, False, True, False),
+        (40064, 512, 1, 1, F32, F32, True, True, True, False),  # too long for the registers: read twice
+        (4097, 288, 1, 1, F16, F32, True, False, False, False),
+        (128, 16, 8, 1, BF16, BF16, False, False, True, True),
+        (1, 1, 128, 1, BF16, BF16, False, False, False, False),
     ],
 )
-def test_rmsnorm(K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, arch):
+def test_rmsnorm(
+    K, lanes, rows, resident, dtype, weight_dtype, has_residual, quantise, aligned, nested, arch
+):
     from tilelang_gemm_wrapper.ops.rmsnorm.tilelang import Shape, build
 
     early = arch == "sm_90a"
-    shape = Shape(K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, early)
+    shape = Shape(
+        K, lanes, rows, resident, dtype, weight_dtype, has_residual, quantise, aligned, nested, early
+    )
     report = compiled(build, shape, arch)
     loads, stores = copies(report, 16)
     if aligned:

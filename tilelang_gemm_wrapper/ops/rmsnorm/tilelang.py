@@ -21,9 +21,9 @@ from ..simt import (
 )
 
 KEPT_BYTES = 128  # of a row in a thread's registers; of longer rows all is read twice, mostly from L2
-AHEAD = (
-    2  # chunks a thread up to which the weight is read before the sum: more would cost warps their registers
-)
+# Chunks a thread up to which the weight is read before the sum: more would cost warps their registers.
+AHEAD = 2
+FEW_ROWS = 132  # as many as a full Hopper has SMs: the time is then that of one row, which wants many threads
 
 
 class Shape(NamedTuple):
@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     K: int
     lanes: int
     rows: int
+    resident: int  # blocks an SM that registers are left for
     dtype: str
     weight_dtype: str
     has_residual: bool
@@ -48,7 +49,7 @@ def build(shape: Shape) -> Any:
 
     residual is x again where there is none; scale is any float32 tensor without `quantise`.
     """
-    K, lanes, rows, dtype, weight_dtype, has_residual, quantise, aligned, nested, early = shape
+    K, lanes, rows, resident, dtype, weight_dtype, has_residual, quantise, aligned, nested, early = shape
     chunks = -(-K // (lanes * CHUNK))
     kept = chunks if chunks * CHUNK * (4 if dtype == "float32" else 2) <= KEPT_BYTES else 1
     ahead = chunks <= AHEAD
@@ -90,6 +91,7 @@ def build(shape: Shape) -> Any:
         offset: T.float32,
     ):
         with T.Kernel(T.ceildiv(count, rows), threads=(lanes, rows)) as block:
+            T.annotate_min_blocks_per_sm(resident)
             lane, slot = T.get_thread_binding(0), T.get_thread_binding(1)
             values = T.alloc_local((kept * CHUNK,), dtype)
             added = T.alloc_local((CHUNK,), dtype)
@@ -153,21 +155,18 @@ def build(shape: Shape) -> Any:
     return rmsnorm
 
 
-FEW_ROWS = 132  # as many as a full Hopper has SMs: the time is then that of one row, which wants many threads
-
-
 @lru_cache(maxsize=4096)
 def lanes_and_rows(M: int, K: int, quantise: bool) -> tuple[int, int]:
     """Threads a row and rows a block.
 
-    With few rows a thread has one chunk. With many, two chunks, and not above 512 threads, so that other
-    rows' loads fill the time at the barrier; quantising has more to do per chunk and stays at one up to
-    there.
+    A thread has one chunk, up to rows of 1024 chunks; longer rows have few threads, so that others fit beside
+    them. With many rows that are short and not quantised two chunks a thread are a little faster.
     """
     chunks = -(-K // CHUNK)
-    most = 1024 if M <= FEW_ROWS else 512
-    least_each = 1 if M <= FEW_ROWS or quantise else 2
-    lanes = -(-chunks // max(-(-chunks // most), least_each))
+    each = -(-chunks // (1024 if M <= FEW_ROWS or chunks <= 1024 else 512))
+    if M > FEW_ROWS and chunks <= 512 and not quantise:
+        each = 2
+    lanes = -(-chunks // each)
     if lanes <= 32:
         lanes = max(16 if quantise else 1, 1 << (lanes - 1).bit_length())
         return lanes, 128 // lanes
@@ -212,9 +211,22 @@ def _launch(
     quantise = scale is not None
     dtype, weight_dtype = dtype_name(x.tensor.dtype), dtype_name(weight.dtype)
     lanes, rows = lanes_and_rows(x.M, x.K, quantise)
+    # A second row loads while the first waits at its barrier; left alone, the compiler takes registers for
+    # one.
+    resident = 2 if x.M > FEW_ROWS and lanes > 512 else 1
     nested, early = x.inner > 1, overlaps(x.tensor)
     shape = Shape(
-        x.K, lanes, rows, dtype, weight_dtype, residual is not None, quantise, aligned, nested, early
+        x.K,
+        lanes,
+        rows,
+        resident,
+        dtype,
+        weight_dtype,
+        residual is not None,
+        quantise,
+        aligned,
+        nested,
+        early,
     )
     kernel = compiled(build, shape, x.tensor.get_device(), PASS_CONFIGS)
     width = vector(dtype, aligned)
