@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -103,7 +104,7 @@ class Session:
                 )
             except TimingError as failure:
                 _stop_if_device_is_lost(failure.provider, failure)
-                rows[failure.provider] = replace(rows[failure.provider], reason=first_line(failure))
+                rows[failure.provider] = replace(rows[failure.provider], reason=_reason(failure))
                 del calls[failure.provider]
                 continue
             for name, timing in timings.items():
@@ -126,7 +127,7 @@ class Session:
                 deviation = max(_error(case, launch.call, i) for i in (0, case.copies - 1))
             except Exception as failure:  # whatever a peer raises, ImportError first
                 _stop_if_device_is_lost(name, failure)
-                rows[name] = replace(rows[name], reason=first_line(failure))
+                rows[name] = replace(rows[name], reason=_reason(failure))
                 continue
             rows[name] = replace(rows[name], config=launch.config, error=deviation)
             limit = case.limit if launch.limit is None else launch.limit
@@ -164,6 +165,11 @@ class _Kept:
     def __call__(self, i: int) -> tuple[Output, ...]:
         self._outputs[i] = outputs = self._call(i)
         return outputs
+
+
+def _reason(failure: BaseException) -> str:
+    """What a failure says, without where this machine keeps the library."""
+    return re.sub(r" \(/\S+\)", "", first_line(failure))
 
 
 def _timed(row: OpRow, timing: Timing) -> OpRow:
