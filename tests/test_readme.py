@@ -29,6 +29,15 @@ def test_the_example_runs_and_computes_the_product(capsys: pytest.CaptureFixture
     assert "M=16, N=6144, K=2560" in capsys.readouterr().out
 
 
+def test_the_example_of_the_ops_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/ops.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(example, "docs/ops.md", "exec"), names)
+    q, scale = names["q"], names["scale"]
+    assert isinstance(q, torch.Tensor) and isinstance(scale, torch.Tensor)
+    assert q.shape == (4, 2560) and scale.shape == (4, 20)
+
+
 def test_the_figures_are_those_of_the_results() -> None:
     script = [sys.executable, str(REPOSITORY / "benchmarks" / "update_readme.py"), "--check"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -47,7 +56,7 @@ def test_every_environment_variable_is_listed_once() -> None:
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "configs/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "configs/README.md", "docs/ops.md"])
 def test_paths_that_documents_name_exist(document: str) -> None:
     path = REPOSITORY / document
     text = path.read_text()
