@@ -39,9 +39,9 @@ def tune(x: Operand, W: Operand, *, save: bool = True) -> measured.Entry:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a CUDA graph is being captured; tune before the capture")
     problem = as_problem(x, W)
+    problem.implementation("tilelang")  # says so where it cannot run
     device = device_of(problem.out.get_device())
     with torch.cuda.device(problem.out.device):
-        problem.implementation("tilelang")
         config = _best_config(problem, device.arch)
         backend, config = _race(problem, config, device.l2_bytes)
     entry = measured.Entry(

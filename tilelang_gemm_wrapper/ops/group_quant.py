@@ -17,6 +17,7 @@ from tilelang_gemm_wrapper.core import compile_cache
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.problem import ALIGNMENT, misaligned
 from tilelang_gemm_wrapper.core.wrapper import on_device
+from tilelang_gemm_wrapper.ops.custom_op import define
 from tilelang_gemm_wrapper.quantize import TMA_ALIGNMENT, round_up
 
 
@@ -79,13 +80,4 @@ def _kernel(index: int) -> Callable[..., None]:
     return on_device(kernel, index)
 
 
-_library = torch.library.Library("tilelang_gemm", "FRAGMENT")
-_library.define(
-    "group_quant_fp8(Tensor x, Tensor(a!) q, Tensor(b!) scales) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
-)
-_library.impl("group_quant_fp8", _launch, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("tilelang_gemm::group_quant_fp8", lib=_library)
-def _fake(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor) -> None:
-    """The results are written to q and scales: tracing has nothing to make."""
+define("group_quant_fp8(Tensor x, Tensor(a!) q, Tensor(b!) scales) -> ()", _launch)
