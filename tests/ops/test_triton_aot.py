@@ -21,9 +21,7 @@ FLOATS = {"eps", "offset"}
 
 
 def compile_for(capability, kernel, constants, num_warps, fp8=()):
-    """PTX of the kernel for bfloat16 tensors whose rows start at 16 bytes; `fp8` names those that are
-    e4m3.
-    """
+    """PTX for bfloat16 tensors whose rows start at 16 bytes; `fp8` names those that are e4m3."""
     names = [name for name in kernel.arg_names if name not in constants]
     kinds = {
         name: "*fp8e4nv"

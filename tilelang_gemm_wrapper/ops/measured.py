@@ -49,9 +49,7 @@ class Entry:
 
 
 def best(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> str:
-    """The backend of the entry nearest in shape: of this machine's own of the same class, else of the
-    table.
-    """
+    """That of the nearest entry: this machine's own of the same class, else the device's table."""
     own = _of_class(_own(device), op, dtype, M, N, K)
     if own is not None:
         return own.backend
@@ -69,9 +67,7 @@ def config(op: str, dtype: str, M: int, N: int, K: int, device: Device) -> dict[
 
 
 def _shipped_like(device: Device, op: str, dtype: str) -> list[Entry]:
-    """The table's entries for an op with such operands, else with bfloat16 in the place of what was not
-    timed.
-    """
+    """The table's entries for an op with such operands, else with bfloat16 in the place of theirs."""
     of_op = [e for e in _shipped(device) if e.op == op]
     same = [e for e in of_op if e.dtype == dtype]
     return same or [e for e in of_op if e.dtype == _AS_TIMED.get(dtype)]

@@ -25,8 +25,6 @@ def _has_pdl(index: int) -> bool:
 
 
 def triton_options(tensor: torch.Tensor) -> dict[str, bool]:
-    """What a Triton kernel with a PDL switch is launched with; releases that lack the option are spared
-    it.
-    """
+    """Launch options of a Triton kernel that has PDL; what no such GPU takes is not named at all."""
     pdl = overlaps(tensor)
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}

@@ -67,9 +67,7 @@ def sum_over_lanes(value, lanes, lane, slot, partial):
 
 @T.macro
 def quantise_chunk(y, codes, scale):
-    """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes, by `quantize`'s
-    rules.
-    """
+    """y: eight float32 -> codes: eight e4m3, scale[0] that of the group in sixteen lanes; see `quantize`."""
     divisor = T.alloc_local((1,), "float32")
     inverse = T.alloc_local((1,), "float32")
     quotient = T.alloc_local((CHUNK,), "float32")

@@ -183,16 +183,12 @@ def build_config(*shape: Any) -> Any:
 
 
 def naive(x: torch.Tensor, W: torch.Tensor, out: torch.Tensor) -> None:
-    """out = x @ W.T for x (1, K), W (N, K) and out (1, N), all bfloat16 or float16: unchecked, the
-    baseline.
-    """
+    """out = x @ W.T, all bfloat16 or all float16, x of one row: unchecked, the baseline."""
     compiled(build_naive, (W.shape[1], dtype_name(x.dtype)), x.get_device())(x, W, out)
 
 
 def split_k(x: torch.Tensor, W: Any, out: torch.Tensor) -> None:
-    """As `gemv(x, W, out)`, W or (W, W_scale), by the default configuration, whatever was tuned;
-    unchecked.
-    """
+    """`gemv(x, W, out)` by the default configuration, whatever was tuned: unchecked, x not e4m3."""
     weights, W_scale = W if isinstance(W, tuple) else (W, None)
     config = default_config(x.shape[0], x.shape[1], W_scale is not None)
     launch_config(Problem(x, None, weights, W_scale, out), config)

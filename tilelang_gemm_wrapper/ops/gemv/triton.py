@@ -73,9 +73,7 @@ def few_rows_kernel(
     BLOCK_K: tl.constexpr,  # 128 with scales: each step's product is scaled by itself
     PDL: tl.constexpr,
 ):
-    """Two to eight rows of x by the tensor cores, which take 16: the product of a step costs no more for
-    eight.
-    """
+    """Two to eight rows of x by the tensor cores, which take 16 at once."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -9,9 +9,7 @@ from ..arguments import Rows
 
 
 def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> None:
-    """Write q (M, K) e4m3 and scale (M, K / 128) float32 for x of M rows with K columns, 2 K with
-    silu_mul.
-    """
+    """Write q (M, K) e4m3 and scale (M, K / 128) float32 for x of M rows: K columns, or 2 K with silu_mul."""
     values = x.tensor.flatten(0, 1).float()
     if silu_mul:
         gate, up = values.chunk(2, dim=1)
