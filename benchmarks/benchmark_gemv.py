@@ -135,14 +135,14 @@ def _launch(name, x, operands, out, config) -> Launch:
 
 def _tuned(x, W) -> str:
     """What tuning found, or why it found nothing: the provider then runs untuned, and its row says so."""
-    from tilelang_gemm_wrapper.core.bench_measure import _stop_if_device_is_lost
+    from tilelang_gemm_wrapper.core.bench_measure import stop_if_device_is_lost
     from tilelang_gemm_wrapper.core.failure_text import first_line
     from tilelang_gemm_wrapper.ops.autotune import tune
 
     try:
         entry = tune(x, W)
     except Exception as failure:
-        _stop_if_device_is_lost("tilelang", failure)
+        stop_if_device_is_lost("tilelang", failure)
         logger.warning("the tuning failed, the default configuration is timed: %s", first_line(failure))
         return f"not tuned: {first_line(failure)}"
     return "tuned: " + ", ".join(f"{key}={value}" for key, value in entry.config.items())

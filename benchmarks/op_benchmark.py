@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from op_rows import Cell, OpRow, bugs, ceiling_of, with_bandwidth, with_speedups
 
-from tilelang_gemm_wrapper.core.bench_measure import Environment, _stop_if_device_is_lost, _version
+from tilelang_gemm_wrapper.core.bench_measure import Environment, installed_version, stop_if_device_is_lost
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.failure_text import first_line
@@ -103,7 +103,7 @@ class Session:
                     calls, case.copies, budget_ms=self.budget_ms, recorder=self.recorder
                 )
             except TimingError as failure:
-                _stop_if_device_is_lost(failure.provider, failure)
+                stop_if_device_is_lost(failure.provider, failure)
                 rows[failure.provider] = replace(rows[failure.provider], reason=_reason(failure))
                 del calls[failure.provider]
                 continue
@@ -126,7 +126,7 @@ class Session:
                 launch = prepare()
                 deviation = max(_error(case, launch.call, i) for i in (0, case.copies - 1))
             except Exception as failure:  # whatever a peer raises, ImportError first
-                _stop_if_device_is_lost(name, failure)
+                stop_if_device_is_lost(name, failure)
                 rows[name] = replace(rows[name], reason=_reason(failure))
                 continue
             rows[name] = replace(rows[name], config=launch.config, error=deviation)
@@ -242,7 +242,7 @@ def first_of(*places: str) -> Any:
 
 def installed_peers() -> str:
     """ "liger-kernel 0.8.5, ...": those of `PEERS` that are installed, with their versions."""
-    return ", ".join(f"{name} {version}" for name in PEERS if (version := _version(name)))
+    return ", ".join(f"{name} {version}" for name in PEERS if (version := installed_version(name)))
 
 
 def measure_ceilings() -> Ceilings:

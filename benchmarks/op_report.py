@@ -9,7 +9,7 @@ from pathlib import Path
 
 from op_rows import CEILING_NOISE, OpRow, by_cell
 
-from tilelang_gemm_wrapper.core.report import _markdown, _range, _span, geomean
+from tilelang_gemm_wrapper.core.report import geomean, joined, markdown_table, range_text
 from tilelang_gemm_wrapper.core.timing import L2_MULTIPLE
 
 logger = logging.getLogger(__name__)
@@ -104,14 +104,14 @@ def _table(cells: Sequence[dict[str, OpRow]]) -> str:
         line += [_figure(row.pct_of_floor, ".1f")] * has_floor
         line += [_figure(row.error, ".1e"), _label(row.reference) if row.reference else "–"]
         lines.append(line + [row.config.replace("|", "/")] * has_config)
-    return _markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def markdown(about: About, rows: Sequence[OpRow]) -> str:
     """The whole report, from the rows of one or several runs on one kind of device."""
     rows = [row for by_provider in by_cell(rows).values() for row in by_provider.values()]
     versions = ", ".join(
-        f"{name} {_span(getattr(row, name) for row in rows)}" for name in ("torch", "tilelang", "triton")
+        f"{name} {joined(getattr(row, name) for row in rows)}" for name in ("torch", "tilelang", "triton")
     )
     readings = [
         text
@@ -121,15 +121,15 @@ def markdown(about: About, rows: Sequence[OpRow]) -> str:
             ("temperature_c", "°C"),
             ("power_w", "W"),
         )
-        if (text := _range([getattr(row, name) for row in rows], unit))
+        if (text := range_text([getattr(row, name) for row in rows], unit))
     ]
     facts = (
         f"Written by `benchmarks/benchmark_{about.name}.py` from the CSV beside it. Package "
-        f"{_span(row.package for row in rows)}, {versions}, peers: {_span(row.peers for row in rows)}, "
-        f"driver {_span(row.driver for row in rows)}, {_span(row.date for row in rows)}."
+        f"{joined(row.package for row in rows)}, {versions}, peers: {joined(row.peers for row in rows)}, "
+        f"driver {joined(row.driver for row in rows)}, {joined(row.date for row in rows)}."
         + (f" Measured with {', '.join(readings)}." if readings else "")
     )
-    heading = f"# {about.title} on {_span(row.device for row in rows)}\n"
+    heading = f"# {about.title} on {joined(row.device for row in rows)}\n"
     parts = [
         heading,
         f"{facts}\n\n{_METHOD}\n{about.method}\n",
@@ -153,7 +153,7 @@ def _summary(rows: Sequence[OpRow]) -> str:
         for (op, provider), values in speedups.items()
     ]
     header = ["op", "provider", "shapes", "speedup, geometric mean", "worst"]
-    return "## Over all shapes\n\n" + _markdown(header, lines)
+    return "## Over all shapes\n\n" + markdown_table(header, lines)
 
 
 def _left_out(rows: Sequence[OpRow]) -> str:
@@ -167,7 +167,7 @@ def _left_out(rows: Sequence[OpRow]) -> str:
         [op, _label(provider), str(len(cells)), cells[0].shape, reason.replace("|", "/")]
         for (op, provider, reason), cells in reasons.items()
     ]
-    return "## Not timed\n\n" + _markdown(["op", "provider", "shapes", "first", "why"], lines)
+    return "## Not timed\n\n" + markdown_table(["op", "provider", "shapes", "first", "why"], lines)
 
 
 def _label(provider: str) -> str:

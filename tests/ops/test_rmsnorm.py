@@ -83,8 +83,9 @@ def test_heads_of_a_fused_qkv_in_place():
 def test_under_torch_compile():
     def step(x, residual):
         y = rmsnorm(x, WEIGHT)
+        rmsnorm(x, WEIGHT, out=x)
         fused_add_rmsnorm(y, residual, WEIGHT)
-        return y, residual, *fused_add_rmsnorm_quant_fp8(y, residual, WEIGHT, scale_layout="column_tma")
+        return x, y, residual, *fused_add_rmsnorm_quant_fp8(y, residual, WEIGHT, scale_layout="column_tma")
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     with torch.inference_mode():

@@ -48,17 +48,18 @@ class Environment:
             device=device_name,
             driver=driver or "",
             package=__version__,
-            torch=_version("torch"),
-            tilelang=_version("tilelang"),
-            triton=_version("triton"),
-            deep_gemm=_version("sgl-deep-gemm") or _version("deep-gemm"),
+            torch=installed_version("torch"),
+            tilelang=installed_version("tilelang"),
+            triton=installed_version("triton"),
+            deep_gemm=installed_version("sgl-deep-gemm") or installed_version("deep-gemm"),
         )
 
     def as_fields(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def _version(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Its version; "" where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -122,7 +123,7 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
             rows[name] = replace(row, reason=str(refusal))
             continue
         except Exception as failure:
-            _stop_if_device_is_lost(name, failure)
+            stop_if_device_is_lost(name, failure)
             rows[name] = replace(row, reason=first_line(failure))
             continue
         rows[name] = replace(row, error=deviation)
@@ -134,7 +135,7 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
         try:
             timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
         except TimingError as failure:
-            _stop_if_device_is_lost(failure.provider, failure)
+            stop_if_device_is_lost(failure.provider, failure)
             rows[failure.provider] = replace(rows[failure.provider], reason=first_line(failure))
             del calls[failure.provider]
             continue
@@ -162,7 +163,8 @@ def _timed(row: Row, timing: Timing, device: Device) -> Row:
     )
 
 
-def _stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
+def stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
+    """Raise DeviceLostError, naming the provider, where its failure has left the CUDA context unusable."""
     try:
         torch.cuda.synchronize()
     except RuntimeError as lost:

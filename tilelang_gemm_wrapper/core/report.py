@@ -161,7 +161,7 @@ def _by_band(cells: Iterable[Cell], columns: Sequence[_Column]) -> str:
                 for _, top, bottom, worst in columns
             )
             lines.append([label, str(len(band)), *figures])
-    return _markdown(["M", "cells", *(header for header, *_ in columns)], lines)
+    return markdown_table(["M", "cells", *(header for header, *_ in columns)], lines)
 
 
 def _mean_and_worst(values: Sequence[float], expected: int, worst: Callable[[Sequence[float]], float]) -> str:
@@ -207,7 +207,7 @@ def cell_table(rows: Sequence[Row]) -> str:
                 _figure(ours.error if ours else None, ".1e"),
             ]
             lines.append(line)
-        parts.append(f"### N = {N}, K = {K}\n\n{_markdown(header, lines)}")
+        parts.append(f"### N = {N}, K = {K}\n\n{markdown_table(header, lines)}")
     return "\n".join(parts)
 
 
@@ -217,14 +217,14 @@ def host_table(rows: Sequence[HostRow]) -> str:
         [row.provider, f"{row.p50_us:.2f} ({row.p20_us:.2f}–{row.p80_us:.2f})" if row.p50_us else row.reason]
         for row in rows
     ]
-    return _markdown(["eager call, in inference mode", "host µs (p20–p80)"], lines)
+    return markdown_table(["eager call, in inference mode", "host µs (p20–p80)"], lines)
 
 
 def _figure(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up in a terminal."""
     widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
 
@@ -242,7 +242,7 @@ def markdown(rows: Sequence[Row], host_rows: Sequence[HostRow] = ()) -> str:
     """The whole report, from the rows of one or several runs on one kind of device."""
     clean = checked(rows)
     parts = [
-        f"# FP8 block-scaled GEMM on {_span(row.device for row in rows)}\n",
+        f"# FP8 block-scaled GEMM on {joined(row.device for row in rows)}\n",
         _method(clean),
         _chosen(clean),
     ]
@@ -256,19 +256,19 @@ def markdown(rows: Sequence[Row], host_rows: Sequence[HostRow] = ()) -> str:
 
 def _method(rows: Sequence[Row]) -> str:
     versions = ", ".join(
-        f"{name} {_span(getattr(row, name) for row in rows)}"
+        f"{name} {joined(getattr(row, name) for row in rows)}"
         for name in ("torch", "tilelang", "triton", "deep_gemm")
     )
     readings = [
         text
         for name, unit in (("sm_clock_mhz", "MHz"), ("temperature_c", "°C"), ("power_w", "W"))
-        if (text := _range([getattr(row, name) for row in rows], unit))
+        if (text := range_text([getattr(row, name) for row in rows], unit))
     ]
     errors = [row.error for row in rows if row.provider.startswith(OURS) and row.error is not None]
     return (
         f"Written by `benchmarks/benchmark_tilelang_gemm.py` from the CSV beside it. Package "
-        f"{_span(row.package for row in rows)}, {versions}, driver {_span(row.driver for row in rows)}, "
-        f"{_span(row.date for row in rows)}."
+        f"{joined(row.package for row in rows)}, {versions}, driver {joined(row.driver for row in rows)}, "
+        f"{joined(row.date for row in rows)}."
         + (f" GPU while measuring: {', '.join(readings)}." if readings else "")
         + (f" Largest error of this package: {max(errors):.1e}." if errors else "")
         + f"\n\n{_METHOD}"
@@ -298,14 +298,16 @@ def _left_out(rows: Sequence[Row]) -> str:
         ]
         for (provider, reason), cells in reasons.items()
     ]
-    return "\n## Not timed\n\n" + _markdown(["provider", "cells", "first", "why"], lines)
+    return "\n## Not timed\n\n" + markdown_table(["provider", "cells", "first", "why"], lines)
 
 
-def _span(values: Iterable[str]) -> str:
+def joined(values: Iterable[str]) -> str:
+    """The different values, in their order, as one text."""
     return " / ".join(dict.fromkeys(value for value in values if value)) or "(none)"
 
 
-def _range(values: Sequence[float | None], unit: str) -> str:
+def range_text(values: Sequence[float | None], unit: str) -> str:
+    """From the least to the greatest of the values that are known, with their unit; "" where none is."""
     known = [value for value in values if value is not None]
     if not known:
         return ""

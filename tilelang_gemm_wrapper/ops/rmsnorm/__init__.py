@@ -53,8 +53,12 @@ def rmsnorm(
     else:
         check_floats(x=x, out=out)
         check_shape("out", out, x.shape, "x")
-    call = torch.ops.tilelang_gemm.rmsnorm if is_tracing(x) and out is not x else _rmsnorm
-    call(x, weight, out, eps, offset, backend)
+    if not is_tracing(x):
+        _rmsnorm(x, weight, out, eps, offset, backend)
+    elif out is x:  # PyTorch traces no op that reads and writes one tensor as two arguments
+        x.copy_(rmsnorm(x, weight, eps, None, offset, backend))
+    else:
+        torch.ops.tilelang_gemm.rmsnorm(x, weight, out, eps, offset, backend)
     return out
 
 
