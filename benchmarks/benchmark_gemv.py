@@ -149,9 +149,7 @@ def _tuned(x, W) -> str:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tune", action="store_true", help="autotune TileLang for each shape first; half a minute each"
-    )
+    parser.add_argument("--tune", action="store_true", help="autotune TileLang for each shape first")
 
 
 SUITE = Suite("gemv", "GEMV", METHOD, CELLS, PROVIDERS, build, _add_arguments)

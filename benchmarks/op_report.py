@@ -9,7 +9,7 @@ from pathlib import Path
 
 from op_rows import CEILING_NOISE, OpRow, by_cell
 
-from tilelang_gemm_wrapper.core.report import geomean, joined, markdown_table, range_text
+from tilelang_gemm_wrapper.core.report import figure_text, geomean, joined, markdown_table, range_text
 from tilelang_gemm_wrapper.core.timing import L2_MULTIPLE
 
 logger = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ def _table(cells: Sequence[dict[str, OpRow]]) -> str:
             f"{_label(row.provider)} {row.shape}",
             _ms(reference.p50_us if reference else None),
             _ms(row.p50_us),
-            _figure(row.speedup, ".2f"),
+            figure_text(row.speedup, ".2f"),
             str(not row.reason.startswith("wrong")),
-            _figure(row.gb_per_s, ".0f"),
-            _figure(row.pct_of_copy, ".1f"),
+            figure_text(row.gb_per_s, ".0f"),
+            figure_text(row.pct_of_copy, ".1f"),
         ]
-        line += [_figure(row.pct_of_floor, ".1f")] * has_floor
-        line += [_figure(row.error, ".1e"), _label(row.reference) if row.reference else "–"]
+        line += [figure_text(row.pct_of_floor, ".1f")] * has_floor
+        line += [figure_text(row.error, ".1e"), _label(row.reference) if row.reference else "–"]
         lines.append(line + [row.config.replace("|", "/")] * has_config)
     return markdown_table(header, lines)
 
@@ -149,7 +149,7 @@ def _summary(rows: Sequence[OpRow]) -> str:
     if not speedups:
         return ""
     lines = [
-        [op, _label(provider), str(len(values)), _figure(geomean(values), ".2f"), f"{min(values):.2f}"]
+        [op, _label(provider), str(len(values)), figure_text(geomean(values), ".2f"), f"{min(values):.2f}"]
         for (op, provider), values in speedups.items()
     ]
     header = ["op", "provider", "shapes", "speedup, geometric mean", "worst"]
@@ -175,11 +175,7 @@ def _label(provider: str) -> str:
 
 
 def _ms(us: float | None) -> str:
-    return _figure(None if us is None else us / 1e3, ".4f")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return figure_text(None if us is None else us / 1e3, ".4f")
 
 
 def write_report(csv_path: Path, about: About, rows: Sequence[OpRow]) -> tuple[Path, ...]:

@@ -5,7 +5,6 @@ The tile comes from a fixed table: nothing is tuned or timed at run time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,10 +95,9 @@ def choose_tile(M: int, N: int, K: int, sm_count: int, shared_memory_per_block: 
 @lru_cache(maxsize=64)
 def why_unavailable(device: Device) -> str | None:
     """Why the kernel cannot run on `device`: no NVIDIA GPU of sm_89 or newer, or triton is not importable."""
-    match = re.fullmatch(r"sm_(\d+)a?", device.arch)
-    if match is None:
+    if not device.is_cuda:
         return f"Triton needs an NVIDIA GPU; this device is {device.arch}"
-    if int(match[1]) < 89:
+    if device.capability < 89:
         return f"e4m3 in Triton needs sm_89 or newer; {device.name} is {device.arch}"
     try:
         _kernel()

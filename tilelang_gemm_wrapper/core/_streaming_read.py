@@ -13,23 +13,38 @@ import triton.language as tl
 _NEVER = tl.constexpr(0x5A17C0DE)
 
 
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
+    """How a kernel that walks over memory once is launched."""
+
     warps: int
     loads: int  # 16-byte loads a thread has in flight
     programs_per_sm: int  # 0: one program a block, as many as the data needs
 
+    @property
+    def block(self) -> int:
+        """int32 words that a program takes at one time."""
+        return self.warps * 32 * self.loads * 4
+
+    def programs(self, words: int, device: torch.device) -> int:
+        """Programs for so many int32 words."""
+        programs = triton.cdiv(words, self.block)
+        if self.programs_per_sm:
+            sms = torch.cuda.get_device_properties(device).multi_processor_count
+            programs = min(programs, self.programs_per_sm * sms)
+        return programs
+
 
 # Which is fastest depends on the size: small reads want many short programs, large ones a resident grid.
 _CHOICES = (
-    _Choice(4, 1, 0),
-    _Choice(4, 2, 0),
-    _Choice(4, 4, 0),
-    _Choice(4, 8, 0),
-    _Choice(8, 4, 0),
-    _Choice(8, 8, 0),
-    _Choice(8, 4, 4),
-    _Choice(8, 4, 8),
-    _Choice(16, 4, 4),
+    Choice(4, 1, 0),
+    Choice(4, 2, 0),
+    Choice(4, 4, 0),
+    Choice(4, 8, 0),
+    Choice(8, 4, 0),
+    Choice(8, 8, 0),
+    Choice(8, 4, 4),
+    Choice(8, 4, 8),
+    Choice(16, 4, 4),
 )
 
 
@@ -60,16 +75,17 @@ def streaming_reads(weights: Sequence[torch.Tensor]) -> dict[str, Callable[[int]
             )
     sources = [copy.view(torch.uint8).view(-1).view(torch.int32) for copy in weights]
     words = size // 4
-    sms = torch.cuda.get_device_properties(weights[0].device).multi_processor_count
     reads: dict[str, Callable[[int], None]] = {}
     for choice in _CHOICES:
-        block = choice.warps * 32 * choice.loads * 4
-        sink = torch.empty(block, dtype=torch.int32, device=weights[0].device)
-        programs = triton.cdiv(words, block)
-        if choice.programs_per_sm:
-            programs = min(programs, choice.programs_per_sm * sms)
+        device = weights[0].device
         reads[str(choice)] = partial(
-            _read, sources=sources, sink=sink, words=words, programs=programs, block=block, warps=choice.warps
+            _read,
+            sources=sources,
+            sink=torch.empty(choice.block, dtype=torch.int32, device=device),
+            words=words,
+            programs=choice.programs(words, device),
+            block=choice.block,
+            warps=choice.warps,
         )
     return reads
 

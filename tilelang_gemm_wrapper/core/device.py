@@ -42,6 +42,11 @@ class Device:
         return self.arch.startswith("sm_")
 
     @property
+    def capability(self) -> int:
+        """90 for sm_90a, 89 for sm_89; 0 for what is no NVIDIA GPU."""
+        return int(self.arch.removeprefix("sm_").rstrip("a")) if self.is_cuda else 0
+
+    @property
     def runs_tilelang(self) -> bool:
         """Whether our TileLang kernels are built for this architecture."""
         return self.is_hopper or self.is_ada

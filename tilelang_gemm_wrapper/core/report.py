@@ -191,20 +191,20 @@ def cell_table(rows: Sequence[Row]) -> str:
                 line += [
                     ours.kernel,
                     f"{ours.p50_us:.2f} ({ours.p20_us:.2f}–{ours.p80_us:.2f})",
-                    _figure(ours.tflops, ".1f"),
-                    _figure(ours.gb_per_s, ".0f"),
-                    _figure(ours.pct_of_floor, ".0f"),
+                    figure_text(ours.tflops, ".1f"),
+                    figure_text(ours.gb_per_s, ".0f"),
+                    figure_text(ours.pct_of_floor, ".0f"),
                 ]
             else:
                 line += [ours.kernel if ours else "–", "–", "–", "–", "–"]
-            line.append(_figure(some.floor_us, ".2f"))
+            line.append(figure_text(some.floor_us, ".2f"))
             line += [
-                _figure(peer.p50_us if (peer := by_provider.get(name)) else None, ".2f") for name in peers
+                figure_text(peer.p50_us if (peer := by_provider.get(name)) else None, ".2f") for name in peers
             ]
             line += [
-                _figure(ours.x_deep_gemm if ours else None, ".2f"),
-                _figure(ours.x_triton if ours else None, ".2f"),
-                _figure(ours.error if ours else None, ".1e"),
+                figure_text(ours.x_deep_gemm if ours else None, ".2f"),
+                figure_text(ours.x_triton if ours else None, ".2f"),
+                figure_text(ours.error if ours else None, ".1e"),
             ]
             lines.append(line)
         parts.append(f"### N = {N}, K = {K}\n\n{markdown_table(header, lines)}")
@@ -220,7 +220,8 @@ def host_table(rows: Sequence[HostRow]) -> str:
     return markdown_table(["eager call, in inference mode", "host µs (p20–p80)"], lines)
 
 
-def _figure(value: float | None, form: str) -> str:
+def figure_text(value: float | None, form: str) -> str:
+    """A figure as a table has it; a dash where there is none."""
     return "–" if value is None else format(value, form)
 
 

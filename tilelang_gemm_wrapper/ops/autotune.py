@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,8 +31,8 @@ logger = logging.getLogger(__name__)
 def tune(x: Operand, W: Operand, *, save: bool = True) -> measured.Entry:
     """Find and keep what is fastest for gemv(x, W); the entry says which backend and which configuration.
 
-    x and W as `gemv` takes them, on a CUDA device with room for copies of W four times as large as L2. Takes
-    half a minute where nothing is compiled. save: keep it on disk for later processes, and for this one.
+    x and W as `gemv` takes them, on a CUDA device with room for copies of W four times as large as L2.
+    Compiles dozens of kernels the first time. save: keep it on disk for later processes, and for this one.
     Raises RuntimeError while a CUDA graph is captured, and where TileLang does not run.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -74,7 +73,9 @@ def _best_config(problem: Problem, arch: str) -> dict[str, int]:
     M, K, dtype, W_dtype, out_dtype, x_scaled, aligned, early, *_ = shape
 
     def kernel(lanes: int, groups: int, rows: int, steps: int) -> Any:
-        return import_module("tilelang_gemm_wrapper.ops.gemv.tilelang").build_config(
+        from .gemv.tilelang import build_config
+
+        return build_config(
             M, K, dtype, W_dtype, out_dtype, x_scaled, aligned, early, lanes, groups, rows, steps
         )
 
@@ -98,13 +99,13 @@ def _race(problem: Problem, found: dict[str, int], l2_bytes: int) -> tuple[str, 
     problems = [problem._replace(W=W) for W in weights]
     default = implementation.default_config(problem.M, problem.K, problem.is_fp8)
     configs = {"found": implementation.Config(**found), "default": default}
-    calls: dict[str, Callable[[int], None]] = {
-        name: partial(_launch_config, problems=problems, config=config) for name, config in configs.items()
+    launches: dict[str, Callable[[Problem], None]] = {
+        name: partial(implementation.launch_config, config=config) for name, config in configs.items()
     }
-    for name in ("triton", "torch"):
-        if name == "triton" or not problem.is_fp8:  # PyTorch's own way with scales is the reference, no rival
-            launch = problem.implementation(name).launch
-            calls[name] = partial(_launch, problems=problems, launch=launch)
+    # PyTorch's own way with scales is the reference, no rival.
+    for name in ("triton",) if problem.is_fp8 else ("triton", "torch"):
+        launches[name] = problem.implementation(name).launch
+    calls = {name: partial(_launch, problems, launch) for name, launch in launches.items()}
     times = {name: timing.p50_us for name, timing in time_interleaved(calls, copies).items()}
     best = min(times, key=times.__getitem__)
     config = configs[min(configs, key=times.__getitem__)]
@@ -112,11 +113,5 @@ def _race(problem: Problem, found: dict[str, int], l2_bytes: int) -> tuple[str, 
     return ("tilelang" if best in configs else best), asdict(config)
 
 
-def _launch_config(i: int, *, problems: list[Problem], config: Any) -> None:
-    from .gemv.tilelang import launch_config
-
-    launch_config(problems[i], config)
-
-
-def _launch(i: int, *, problems: list[Problem], launch: Callable[[Problem], None]) -> None:
+def _launch(problems: list[Problem], launch: Callable[[Problem], None], i: int) -> None:
     launch(problems[i])

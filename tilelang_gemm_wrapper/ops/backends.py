@@ -11,7 +11,7 @@ import torch
 
 from .. import configurer
 from ..core import compile_cache
-from ..core.device import Device, device_of
+from ..core.device import device_of
 from . import measured
 
 Backend = Literal["auto", "triton", "tilelang", "torch"]
@@ -66,7 +66,7 @@ def _why_unavailable(backend: str, index: int, fp8: bool) -> str | None:
         return "the tensors are on the CPU, and it needs an NVIDIA GPU"
     device = device_of(index)
     least = OLDEST_FP8 if fp8 else OLDEST
-    if not device.is_cuda or _capability(device) < least:
+    if device.capability < least:
         return f"it needs sm_{least} or newer, and {device.name} is {device.arch}"
     if backend == "tilelang":
         return configurer.why_tilelang_unfit()
@@ -75,10 +75,6 @@ def _why_unavailable(backend: str, index: int, fp8: bool) -> str | None:
     except ImportError as error:
         return f"triton cannot be imported ({error}): pip install 'triton>=3.4'"
     return None
-
-
-def _capability(device: Device) -> int:
-    return int(device.arch.removeprefix("sm_").rstrip("a"))
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,12 @@ or whole warps. Written out for threads, because fragments are laid out by what 
 values over 256 threads would be read two bytes at a time.
 """
 
+from functools import lru_cache
+
 import tilelang.language as T
+import torch
+
+from .arguments import dtype_name
 
 CHUNK = 8
 # Tensors come flat, with strides in vectors of 16 bytes where rows are aligned: that a row starts at a
@@ -24,9 +29,15 @@ def vector(dtype: str, aligned: bool) -> int:
     return 16 // _BYTES[dtype] if aligned else 1
 
 
-def dtype_name(dtype: object) -> str:
-    """TileLang's name of a PyTorch dtype."""
-    return str(dtype).removeprefix("torch.").removesuffix("fn")
+def tilelang_dtype(tensor: torch.Tensor) -> str:
+    """TileLang's name of the tensor's dtype."""
+    return dtype_name(tensor).removesuffix("fn")
+
+
+@lru_cache(maxsize=64)
+def any_float32(device: torch.device) -> torch.Tensor:
+    """What a kernel is given in the place of scales that there are none of: (1, 1) float32."""
+    return torch.empty((1, 1), device=device)
 
 
 @T.macro

@@ -16,7 +16,7 @@ from ...core.device import device_of
 from .. import measured
 from ..compiled import compiled
 from ..pdl import overlaps
-from ..simt import PASS_CONFIGS, dtype_name
+from ..simt import PASS_CONFIGS, any_float32, tilelang_dtype
 from . import Problem
 
 BYTES = 16  # of W that a thread reads at a time
@@ -184,7 +184,7 @@ def build_config(*shape: Any) -> Any:
 
 def naive(x: torch.Tensor, W: torch.Tensor, out: torch.Tensor) -> None:
     """out = x @ W.T, all bfloat16 or all float16, x of one row: unchecked, the baseline."""
-    compiled(build_naive, (W.shape[1], dtype_name(x.dtype)), x.get_device())(x, W, out)
+    compiled(build_naive, (W.shape[1], tilelang_dtype(x)), x.get_device())(x, W, out)
 
 
 def split_k(x: torch.Tensor, W: Any, out: torch.Tensor) -> None:
@@ -221,9 +221,9 @@ def shape_of(problem: Problem, config: Config) -> Shape:
     return Shape(
         problem.M,
         problem.K,
-        dtype_name(x.dtype),
-        dtype_name(W.dtype),
-        dtype_name(out.dtype),
+        tilelang_dtype(x),
+        tilelang_dtype(W),
+        tilelang_dtype(out),
         x_scale is not None,
         aligned,
         overlaps(out),
@@ -234,10 +234,5 @@ def shape_of(problem: Problem, config: Config) -> Shape:
 def arguments_of(problem: Problem) -> tuple[torch.Tensor, ...]:
     """What the kernel of `build` takes."""
     x, x_scale, W, W_scale, out = problem
-    unused = _any_float32(out.device)
+    unused = any_float32(out.device)
     return x, unused if x_scale is None else x_scale, W, unused if W_scale is None else W_scale, out
-
-
-@lru_cache(maxsize=64)
-def _any_float32(device: torch.device) -> torch.Tensor:
-    return torch.empty((1, 1), device=device)

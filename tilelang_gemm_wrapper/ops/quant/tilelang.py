@@ -8,7 +8,7 @@ import torch
 from ..arguments import Rows, flat, is_vectorisable
 from ..compiled import compiled
 from ..pdl import overlaps
-from ..simt import CHUNK, PASS_CONFIGS, dtype_name, load_chunk, quantise_chunk, store_chunk, vector
+from ..simt import CHUNK, PASS_CONFIGS, load_chunk, quantise_chunk, store_chunk, tilelang_dtype, vector
 
 THREADS = 128  # of a block, each with a chunk or more
 
@@ -87,7 +87,7 @@ def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> Non
     """As `ops.quant.reference.launch`."""
     M, K = q.shape
     aligned = is_vectorisable(16, x)
-    dtype = dtype_name(x.tensor.dtype)
+    dtype = tilelang_dtype(x.tensor)
     chunks = 1 if M * K <= 1 << 20 or silu_mul else 2
     shape = Shape(K, chunks, dtype, silu_mul, aligned, x.inner > 1, overlaps(q))
     kernel = compiled(build, shape, q.get_device(), PASS_CONFIGS)

@@ -12,11 +12,12 @@ from ..pdl import overlaps
 from ..simt import (
     CHUNK,
     PASS_CONFIGS,
-    dtype_name,
+    any_float32,
     load_chunk,
     quantise_chunk,
     store_chunk,
     sum_over_lanes,
+    tilelang_dtype,
     vector,
 )
 
@@ -209,7 +210,7 @@ def _launch(
 ) -> None:
     stream = residual or x
     quantise = scale is not None
-    dtype, weight_dtype = dtype_name(x.tensor.dtype), dtype_name(weight.dtype)
+    dtype, weight_dtype = tilelang_dtype(x.tensor), tilelang_dtype(weight)
     lanes, rows = lanes_and_rows(x.M, x.K, quantise)
     # A second row loads while the first waits at its barrier; left alone, the compiler takes registers for
     # one.
@@ -236,7 +237,7 @@ def _launch(
         stream.flat,
         weight,
         out.flat,
-        _any_float32(x.tensor.device) if scale is None else flat(scale),
+        flat(any_float32(x.tensor.device) if scale is None else scale),
         x.M,
         x.inner,
         *(stride // width for rows in (x, stream) for stride in rows[1:]),
@@ -245,8 +246,3 @@ def _launch(
         eps,
         offset,
     )
-
-
-@lru_cache(maxsize=64)
-def _any_float32(device: torch.device) -> torch.Tensor:
-    return torch.empty(1, device=device)
