@@ -83,7 +83,7 @@ def compile_primfunc(
         execution_backend="tvm_ffi",
         pass_configs=dict(pass_configs or {}),
     )
-    return _entry_function(kernel)
+    return entry_function(kernel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ def _warm_backend(job: WarmupJob) -> None:
         torch.cuda.empty_cache()
 
 
-def _entry_function(kernel: Any) -> Callable[..., None]:
+def entry_function(kernel: Any) -> Callable[..., None]:
     """The TVM-FFI function behind a compiled TileLang kernel."""
     adapter = kernel.adapter
     executable = adapter.executable if adapter.executable is not None else adapter.get_exportable_executable()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import tilelang_module
 from tilelang_gemm_wrapper.core.config import KernelConfig
+from tilelang_gemm_wrapper.core.cuda_toolchain import cubin_of, ptx_of
 
 # The PTX instructions that show which path a kernel takes through the chip.
 INSTRUCTIONS = {
@@ -62,40 +60,22 @@ def cross_compile_primfunc(function: Any, arch: str, pass_configs: Mapping[str, 
         for function in artifact.device_mod.functions.values()
     )
     include = Path(tilelang.__file__).parent
-    with tempfile.TemporaryDirectory() as directory:
-        source, ptx = Path(directory, "kernel.cu"), Path(directory, "kernel.ptx")
-        source.write_text(artifact.kernel_source)
-        includes = [f"-I{include / 'src'}", f"-I{include / '3rdparty/cutlass/include'}"]
-        nvcc = configurer.find_nvcc()
-        if nvcc is None:
-            raise RuntimeError("nvcc was not found; install CUDA, or pip install 'tilelang[nvcc]'")
-        _run(nvcc, ["-ptx", f"-arch={arch}", "-std=c++17", "-w", *includes, str(source), "-o", str(ptx)])
-        # ptxas refuses a kernel above the static limit; the dynamic part it does not know.
-        info = _run(
-            nvcc.with_name("ptxas"),
-            ["-v", f"-arch={arch}", str(ptx), "-o", str(Path(directory, "kernel.cubin"))],
-        )
-        text = ptx.read_text()
+    includes = [f"-I{include / 'src'}", f"-I{include / '3rdparty/cutlass/include'}"]
+    ptx = ptx_of(artifact.kernel_source, arch, ["-std=c++17", "-w", *includes])
+    # ptxas refuses a kernel above the static limit; the dynamic part it does not know.
+    _, info = cubin_of(ptx, arch)
     return CompileReport(
         registers=max(_figures(r"Used (\d+) registers", info)),
         shared_memory_bytes=dynamic + max(_figures(r"(\d+) bytes smem", info), default=0),
         spill_bytes=sum(_figures(r"(\d+) bytes spill", info)),
         stack_bytes=max(_figures(r"(\d+) bytes stack frame", info)),
         instructions=Counter(
-            {name: len(re.findall(pattern, text)) for name, pattern in INSTRUCTIONS.items()}
+            {name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()}
         ),
-        ptx=text,
+        ptx=ptx,
     )
 
 
 def _figures(pattern: str, text: str) -> list[int]:
     return [int(figure) for figure in re.findall(pattern, text)]
 
-
-def _run(tool: Path, arguments: Sequence[str]) -> str:
-    finished = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise RuntimeError(
-            f"{tool} ended with status {finished.returncode}: {finished.stderr.strip()[-2000:]}"
-        )
-    return finished.stderr + finished.stdout
