@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's arguments. Returns the exit status."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("bench", "tune"):
+    if rest and arguments.command not in ("bench", "tune", "lab"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         "tune", help="find the fastest kernels; --help lists the options", add_help=False
     )
     tune.set_defaults(run=_tune)
+
+    lab = commands.add_parser(
+        "lab", help="see, edit and run a kernel at every level; --help lists the commands", add_help=False
+    )
+    lab.set_defaults(run=_lab)
 
     warmup = commands.add_parser(
         "warmup", help="compile ahead every kernel that calls of these shapes can need"
@@ -159,6 +164,12 @@ def _tune(_: argparse.Namespace, rest: list[str]) -> int:
     from tilelang_gemm_wrapper.core.tuner import command
 
     return command.main(rest, program="tilelang-gemm tune")
+
+
+def _lab(_: argparse.Namespace, rest: list[str]) -> int:
+    from tilelang_gemm_wrapper.lab import command
+
+    return command.main(rest)
 
 
 def _warmup(arguments: argparse.Namespace, _: list[str]) -> int:

@@ -69,13 +69,10 @@ def cross_compile_primfunc(function: Any, arch: str, pass_configs: Mapping[str, 
         shared_memory_bytes=dynamic + max(_figures(r"(\d+) bytes smem", info), default=0),
         spill_bytes=sum(_figures(r"(\d+) bytes spill", info)),
         stack_bytes=max(_figures(r"(\d+) bytes stack frame", info)),
-        instructions=Counter(
-            {name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()}
-        ),
+        instructions=Counter({name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()}),
         ptx=ptx,
     )
 
 
 def _figures(pattern: str, text: str) -> list[int]:
     return [int(figure) for figure in re.findall(pattern, text)]
-

@@ -81,4 +81,3 @@ def source_of(module: str) -> str:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise RuntimeError(f"module {module} has no source file to dump")
     return Path(spec.origin).read_text()
-

@@ -7,6 +7,7 @@ ptxas one after the other and puts the edited level in the place of theirs. Tile
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +65,21 @@ def reads_back(case: TileLangCase, arch: str, built: Built) -> str | None:
         source = build(TileLangCase(again, case.launch, case.pass_configs), arch, "source only", b"")
     except RuntimeError as problem:
         return str(problem).strip().splitlines()[0]
-    return None if source.levels["cu"] == built.levels["cu"] else "read back, it makes another CUDA source"
+    if _same_but_for_names(str(source.levels["cu"]), str(built.levels["cu"])):
+        return None
+    return "read back, it makes another CUDA source"
+
+
+def _same_but_for_names(one: str, other: str) -> bool:
+    """Whether two sources are one and the same after renaming: each name of one for one of the other."""
+    tokens = [re.findall(r"[A-Za-z_]\w*|\S", text) for text in (one, other)]
+    if len(tokens[0]) != len(tokens[1]):
+        return False
+    forth: dict[str, str] = {}
+    back: dict[str, str] = {}
+    return all(
+        forth.setdefault(a, b) == b and back.setdefault(b, a) == a for a, b in zip(*tokens, strict=True)
+    )
 
 
 @dataclass
@@ -106,16 +121,19 @@ class _Compiler:
 
 
 def _options(pass_config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What TileLang gives nvcc for the compiler options of a kernel, and the part of it that ptxas takes."""
+    """What TileLang gives nvcc for the compiler options of a kernel, and the part of it that ptxas takes.
+
+    But for line information, which changes no instruction: it would put a folder's name into every cubin.
+    """
     package = Path(tilelang_module().__file__).parent
-    options = ["-std=c++20", "-O3", "-lineinfo", "-w"]
+    options = ["-std=c++20", "-O3", "-w"]
     options += [f"-I{package / 'src'}", f"-I{package / '3rdparty/cutlass/include'}"]
     flags = pass_config.get("tl.device_compile_flags") or ()
     for flag in (flags,) if isinstance(flags, str) else flags:
         options += shlex.split(str(flag))
     if pass_config.get("tl.enable_fast_math"):
         options.append("--use_fast_math")
-    ptxas = ["-O3", "-lineinfo"]
+    ptxas = ["-O3"]
     level = pass_config.get("tl.ptxas_register_usage_level")
     if level is not None:
         ptxas.append(f"--register-usage-level={int(level)}")

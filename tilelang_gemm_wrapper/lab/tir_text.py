@@ -15,6 +15,8 @@ from typing import Any
 from ..core.compile_cache import tilelang_module
 
 _OPERATORS = ("tl.tileop.", "tl.")
+_TIR_OPERATORS = ("tirx.", "tir.")  # the second up to TileLang 0.1.11
+_PARSED_NARROWLY = ("tvm_storage_sync",)  # TVMScript's function takes fewer arguments than TileLang gives
 _LOOPS = ("serial", "parallel", "unroll", "vectorized", "thread_binding")
 _BLOCK_ATTRIBUTES = ("sblock_attr", "block_attr")  # the second up to TileLang 0.1.11
 
@@ -61,7 +63,7 @@ class _Namespace:
         self._dtypes = _dtypes(original)
 
     def __getattr__(self, name: str) -> Any:
-        for prefix in _OPERATORS:
+        for prefix in (*_OPERATORS, *(_TIR_OPERATORS if name in _PARSED_NARROWLY else ())):
             if prefix + name in self._dtypes:
                 return self._operator(prefix + name)
         found = getattr(self._script, name)

@@ -41,7 +41,9 @@ _TYPES = {
 }
 
 
-def build(case: TritonCase, arch: str, start: str, content: str | bytes, metadata: Mapping[str, Any]) -> Built:
+def build(
+    case: TritonCase, arch: str, start: str, content: str | bytes, metadata: Mapping[str, Any]
+) -> Built:
     """Compile `case` for `arch`, from Python (start="python") or from `content`, the text of level `start`.
 
     `metadata` is what the compiler noted on the way to the unedited level; empty when starting from Python.
@@ -131,7 +133,9 @@ def _type(value: Any, parameter: Any) -> str:
 
 def _is_aligned(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.storage_offset() * value.element_size() % 16 == 0  # allocations begin at 16 bytes or more
+        return (
+            value.storage_offset() * value.element_size() % 16 == 0
+        )  # allocations begin at 16 bytes or more
     return isinstance(value, int) and not isinstance(value, bool) and value % 16 == 0
 
 
@@ -166,7 +170,9 @@ def _stage(name: str, run: Callable[[], Any]) -> Any:
         with contextlib.redirect_stdout(printed):
             return run()
     except Exception as problem:
-        raise RuntimeError(f"Triton {triton.__version__} refuses the kernel at {name}: {problem}") from problem
+        raise RuntimeError(
+            f"Triton {triton.__version__} refuses the kernel at {name}: {problem}"
+        ) from problem
 
 
 def _launcher(

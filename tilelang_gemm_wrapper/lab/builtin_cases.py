@@ -1,0 +1,318 @@
+"""The package's kernels as cases of the lab: inputs, launch and reference from where the tests have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import core
+from ..core import kernel_registry
+from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
+from ..core.config_loader import find_config
+from ..core.cost_model import CostModel
+from ..core.default_choice import default_entries
+from ..core.device import KNOWN_DEVICES, Device
+from ..core.workload import Workload, random_workload, reference
+from . import capture
+from .cases import Case, Launch, TileLangCase, TritonCase
+from .resources import capability_of
+
+DEFAULTS = {"M": 16, "N": 4096, "K": 2560}
+_PACKAGE = __name__.rsplit(".", 2)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """make: called with the parameters and the architecture. modules: those that the kernel may be built from,
+    which are its Python level."""
+
+    make: Callable[[Mapping[str, Any], str], Case]
+    modules: tuple[str, ...]
+    sizes: tuple[str, ...] = ("M", "N", "K")
+
+
+def device_for(arch: str, name: str | None = None) -> Device:
+    """The chip that configs are judged for: the named one, else a full Hopper or, for all others, Ada."""
+    if name is not None:
+        return KNOWN_DEVICES[name]
+    return KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3" if arch == "sm_90a" else "NVIDIA_L40S"]
+
+
+def chosen_config(kernel_type: str, M: int, N: int, K: int, device: Device) -> KernelConfig:
+    """The tuned config for M where it is of this kernel type, else the cost model's first of that type.
+
+    Raises ValueError where the kernel type has none for the shape.
+    """
+    file = find_config(N, K, device).file
+    entries = [(entry.M, entry.config) for entry in file.entries] if file else default_entries(N, K, device)
+    serving = next((config for bound, config in entries if bound >= M), entries[-1][1] if entries else None)
+    if serving is not None and serving.kernel_type == kernel_type:
+        return serving
+    space = [c for c in kernel_registry.search_space(N, K, device) if c.kernel_type == kernel_type]
+    suited = [config for config in space if kernel_registry.suits(config, M, N, device)] or space
+    if not suited:
+        raise ValueError(
+            f"{kernel_type} has no config for N = {N}, K = {K} on {device.name}; give one, as in "
+            f"block_M=64,block_N=16,num_stages=4,threads=256, or take another kernel"
+        )
+    model = CostModel(device)
+    return min(suited, key=lambda config: model.predict(config, M, N, K))
+
+
+def gemm_config(
+    kernel_type: str, given: Mapping[str, int], M: int, N: int, K: int, arch: str
+) -> KernelConfig:
+    """The config of a GEMM kernel from its fields, or with none given the one chosen for M.
+
+    Raises ValueError where it is invalid for the architecture.
+    """
+    device = device_for(arch)
+    if not given:
+        return chosen_config(kernel_type, M, N, K, device)
+    config = KernelConfig(kernel_type, **{"block_K": 128, "split_k": 1, **given})
+    why_not = why_invalid(config, N, K, device)
+    if why_not is not None:
+        raise ValueError(f"the config is invalid on {arch}: {why_not}")
+    return config
+
+
+def _workload(device: str, M: int, N: int, K: int) -> Workload:
+    if device != "meta":
+        return random_workload(M, N, K, device, scale_layout="column_tma")
+    fp8 = partial(torch.empty, dtype=torch.float8_e4m3fn, device=device)
+    padded = -(-M // 4) * 4
+    A_scale = torch.empty((-(-K // 128), padded), device=device).t()[:M]
+    return Workload(fp8(M, K), A_scale, fp8(N, K), torch.empty((-(-N // 128), -(-K // 128)), device=device))
+
+
+def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -> TileLangCase:
+    M, N, K = (parameters[name] for name in "MNK")
+    config = KernelConfig(kernel_type, **parameters["config"])
+    # Hopper has kernels of its own; the plain tensor-core ones are written for Ada and run wherever e4m3 does.
+    source_arch = "sm_90a" if arch == "sm_90a" else "sm_89"
+
+    def launch(device: str) -> Launch:
+        work = _workload(device, M, N, K)
+        arguments = {
+            "A": work.A,
+            "A_scale": work.A_scale,
+            "B": work.B,
+            "B_scale": work.B_scale,
+            "C": work.empty_output(),
+        }
+        if kernel_registry.needs_workspace(config, source_arch):
+            arguments["partials"] = torch.empty((config.split_k, M, N), device=device)
+        return Launch(arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+
+    # It imports the kernel's module when it is called: an edited one, where the lab runs it.
+    function = kernel_registry.build(N, K, config, source_arch)
+    return TileLangCase(function, launch, kernel_registry.pass_configs(source_arch))
+
+
+def _triton_gemm(parameters: Mapping[str, Any], arch: str) -> TritonCase:
+    from ..backends import triton as backend
+
+    M, N, K = (parameters[name] for name in "MNK")
+    device = device_for(arch)
+    tile = (
+        backend.Tile(**parameters["config"])
+        if parameters["config"]
+        else backend.choose_tile(M, N, K, device.sm_count, device.shared_memory_per_block)
+    )
+
+    def recorded(device: str) -> tuple[capture.TritonLaunch, Workload]:
+        work = _workload(device, M, N, K)
+        tensors = (work.A, work.A_scale, work.B, work.B_scale, work.empty_output())
+        return capture.triton_launch(lambda: backend.launch(*tensors, tile=tile)), work
+
+    def launch(device: str) -> Launch:
+        found, work = recorded(device)
+        return Launch(found.arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+
+    found, _ = recorded("meta")
+    kernel = import_module(f"{_PACKAGE}.backends._triton_kernel").block_scaled_gemm
+    return TritonCase(kernel, found.grid, launch, found.options)
+
+
+def _gemv_problem(device: str, N: int, K: int) -> Any:
+    from ..ops.gemv import Problem
+
+    x, W = _normal(device, 1, K), _normal(device, N, K)
+    return Problem(x, None, W, None, torch.full((1, N), torch.nan, dtype=torch.bfloat16, device=device))
+
+
+def _normal(device: str, *shape: int) -> torch.Tensor:
+    if device == "meta":
+        return torch.empty(shape, dtype=torch.bfloat16, device=device)
+    generator = torch.Generator(device).manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, device=device).bfloat16()
+
+
+def _rmsnorm_rows(device: str, M: int, K: int) -> tuple[Any, torch.Tensor, Any]:
+    from ..ops.arguments import rows_of
+
+    x, out = _normal(device, M, K), torch.full((M, K), torch.nan, dtype=torch.bfloat16, device=device)
+    x_rows, out_rows = rows_of(["x", "out"], [x, out])
+    return x_rows, _normal(device, K), out_rows
+
+
+_EPS = 1e-6
+
+
+def _gemv_recorded(parameters: Mapping[str, Any], device: str, record: Callable[[Any], Any]) -> Any:
+    """The launch that `record` makes of the problem, and the problem's right result by output."""
+    problem = _gemv_problem(device, parameters["N"], parameters["K"])
+    return record(problem), lambda: {"out": problem.x.float() @ problem.W.float().t()}
+
+
+def _rmsnorm_recorded(parameters: Mapping[str, Any], device: str, record: Callable[..., Any]) -> Any:
+    x, weight, out = _rmsnorm_rows(device, parameters["M"], parameters["K"])
+
+    def expected() -> dict[str, torch.Tensor]:
+        values = x.tensor.double()
+        norm = values * (values.square().mean(-1, keepdim=True) + _EPS).rsqrt()
+        return {"out": (norm * weight.double()).float()}
+
+    return record(x, weight, out), expected
+
+
+def _triton_op(
+    parameters: Mapping[str, Any],
+    arch: str,
+    *,
+    recorded: Callable[..., Any],
+    kernel: Any,
+    record: Callable[..., capture.TritonLaunch],
+    cold: str,
+) -> TritonCase:
+    early = {"PDL": capability_of(arch) >= 90}
+    options = {"launch_pdl": True} if early["PDL"] else {}
+
+    def launch(device: str) -> Launch:
+        found, expected = recorded(parameters, device, record)
+        return Launch(found.arguments | early, ("out",), expected, cold=(cold,))
+
+    found, _ = recorded(parameters, "meta", record)
+    options = {k: v for k, v in found.options.items() if k != "launch_pdl"} | options
+    return TritonCase(kernel, found.grid, launch, options)
+
+
+def _gemv_triton(parameters: Mapping[str, Any], arch: str) -> TritonCase:
+    module = import_module(f"{_PACKAGE}.ops.gemv.triton")
+    tile = module.tile_of(1, parameters["K"], False)
+    return _triton_op(
+        parameters,
+        arch,
+        recorded=_gemv_recorded,
+        kernel=module.gemv_kernel,
+        record=lambda problem: capture.triton_launch(lambda: module.launch_tile(problem, tile)),
+        cold="W",
+    )
+
+
+def _rmsnorm_triton(parameters: Mapping[str, Any], arch: str) -> TritonCase:
+    module = import_module(f"{_PACKAGE}.ops.rmsnorm.triton")
+    return _triton_op(
+        parameters,
+        arch,
+        recorded=_rmsnorm_recorded,
+        kernel=module.rmsnorm_kernel,
+        record=lambda x, weight, out: capture.triton_launch(
+            lambda: module.launch(x, None, weight, out, _EPS, 0.0)
+        ),
+        cold="x",
+    )
+
+
+def _tilelang_op(
+    parameters: Mapping[str, Any],
+    arch: str,
+    *,
+    recorded: Callable[..., Any],
+    record: Callable[..., capture.TileLangLaunch],
+    cold: str,
+) -> TileLangCase:
+    found, _ = recorded(parameters, "cpu", record)
+    early = {name: capability_of(arch) >= 90 for name in ("early",) if name in found.shape._fields}
+    function = found.build(found.shape._replace(**early))
+    names = [parameter.name.removesuffix("_handle") for parameter in function.params]
+
+    def launch(device: str) -> Launch:
+        found, expected = recorded(parameters, device, record)
+        return Launch(dict(zip(names, found.arguments, strict=True)), ("out",), expected, cold=(cold,))
+
+    return TileLangCase(function, launch, found.pass_configs)
+
+
+def _gemv_tilelang(parameters: Mapping[str, Any], arch: str) -> TileLangCase:
+    module = import_module(f"{_PACKAGE}.ops.gemv.tilelang")
+    config = module.default_config(1, parameters["K"], False)
+    return _tilelang_op(
+        parameters,
+        arch,
+        recorded=_gemv_recorded,
+        record=lambda problem: capture.tilelang_launch(module, lambda: module.launch_config(problem, config)),
+        cold="W",
+    )
+
+
+def _rmsnorm_tilelang(parameters: Mapping[str, Any], arch: str) -> TileLangCase:
+    module = import_module(f"{_PACKAGE}.ops.rmsnorm.tilelang")
+    return _tilelang_op(
+        parameters,
+        arch,
+        recorded=_rmsnorm_recorded,
+        record=lambda x, weight, out: capture.tilelang_launch(
+            module, lambda: module.launch(x, None, weight, out, _EPS, 0.0)
+        ),
+        cold="x",
+    )
+
+
+def _kernel_modules() -> tuple[str, ...]:
+    folder = Path(core.__file__).with_name("kernels")
+    return tuple(
+        f"{_PACKAGE}.core.kernels.{path.stem}"
+        for path in sorted(folder.glob("*.py"))
+        if path.stem != "__init__"
+    )
+
+
+def _ops(*names: str) -> tuple[str, ...]:
+    return tuple(f"{_PACKAGE}.ops.{name}" for name in names)
+
+
+BUILTIN: dict[str, Builtin] = {
+    **{name: Builtin(partial(_tilelang_gemm, name), _kernel_modules()) for name in TILELANG_KERNELS},
+    "triton_gemm": Builtin(_triton_gemm, (f"{_PACKAGE}.backends._triton_kernel",)),
+    "gemv_triton": Builtin(_gemv_triton, _ops("gemv.triton"), ("N", "K")),
+    "gemv_tilelang": Builtin(_gemv_tilelang, _ops("gemv.tilelang", "simt"), ("N", "K")),
+    "rmsnorm_triton": Builtin(_rmsnorm_triton, _ops("rmsnorm.triton", "quant.triton"), ("M", "K")),
+    "rmsnorm_tilelang": Builtin(_rmsnorm_tilelang, _ops("rmsnorm.tilelang", "simt"), ("M", "K")),
+}
+
+
+def parameters_of(kernel: str, given: Mapping[str, int | None], config: Mapping[str, int], arch: str) -> dict:
+    """All that decides the kernel, JSON-safe: sizes with their defaults, and the config of a GEMM in full.
+
+    Raises ValueError for a size or a config that the kernel does not take.
+    """
+    sizes = BUILTIN[kernel].sizes
+    unwanted = [name for name, value in given.items() if value is not None and name not in sizes]
+    if unwanted:
+        raise ValueError(f"{kernel} has no {', '.join(unwanted)}; its sizes are {', '.join(sizes)}")
+    parameters: dict[str, Any] = {name: given.get(name) or DEFAULTS[name] for name in sizes}
+    if kernel in TILELANG_KERNELS:
+        chosen = gemm_config(kernel, config, *(parameters[name] for name in "MNK"), arch)
+        parameters["config"] = {k: v for k, v in asdict(chosen).items() if k != "kernel_type"}
+    elif kernel == "triton_gemm":
+        parameters["config"] = dict(config)
+    elif config:
+        raise ValueError(f"{kernel} has no config; it chooses its own by M, N and K")
+    return parameters

@@ -1,0 +1,114 @@
+"""Dump a kernel at every level of its compilation, for any architecture, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import builtin_cases, dumps, kernels
+from .built import Built
+from .cases import Case, TileLangCase, language_of
+from .dumps import ARCHITECTURES, Dump
+from .resources import disassembly
+
+
+def dump(
+    kernel: str,
+    to: str | Path,
+    *,
+    arch: str = "sm_90a",
+    M: int | None = None,
+    N: int | None = None,
+    K: int | None = None,
+    config: Mapping[str, int] | None = None,
+) -> Dump:
+    """Compile a kernel and write each level into the folder `to`; returns what was written about it.
+
+    kernel: base, swapAB, splitK, splitK_swapAB, triton_gemm, gemv_triton, gemv_tilelang, rmsnorm_triton,
+    rmsnorm_tilelang, or FILE.py:FUNCTION with a function of yours that takes the architecture and returns a
+    `TritonCase` or `TileLangCase`. arch: sm_80, sm_86, sm_89, sm_90a, sm_100 or sm_120. M, N, K: sizes of the
+    package's kernels (16, 4096, 2560). config: fields of the GEMM's config (block_M, block_N, num_stages,
+    threads, split_k; of the Triton GEMM block_M, block_N, group_M, num_warps, num_stages); without it the one
+    that is tuned, or chosen, for M.
+
+    Beside the levels lies `kernel.sass`, the disassembly, to read. Raises ValueError for a kernel, config or
+    architecture that does not exist, or a folder with other things in it; RuntimeError where the compiler
+    refuses the kernel for the architecture.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
+    user = kernels.split_user_kernel(kernel)
+    sizes = {"M": M, "N": N, "K": K}
+    if user is None:
+        parameters = builtin_cases.parameters_of(kernel, sizes, config or {}, arch)
+    else:
+        given = [name for name, value in {**sizes, "config": config}.items() if value]
+        if given:
+            raise ValueError(f"{', '.join(given)} cannot be given with {kernel}: its function decides them")
+        kernel, parameters = f"{user[0]}:{user[1]}", {}
+    directory = _folder(Path(to))
+    sources = kernels.installed_sources(kernel)
+    with kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
+        built = kernels.build(case, arch, "python", "", {})
+        sources = {module: sources[module] for module in sources if module in loaded}
+        written = _described(case, built, sources, kernel, parameters, arch)
+    dumps.write_levels(directory, built.levels, sources)
+    sass = disassembly(built.cubin)
+    if sass is not None:
+        (directory / "kernel.sass").write_text(sass)
+    written.write(directory)
+    return written
+
+
+def _described(
+    case: Case,
+    built: Built,
+    sources: Mapping[str, str],
+    kernel: str,
+    parameters: Mapping[str, Any],
+    arch: str,
+) -> Dump:
+    language = language_of(case)
+    python = json.dumps(dict(sources), sort_keys=True)
+    read_only, function = {}, None
+    if isinstance(case, TileLangCase):
+        from . import tilelang_levels, tir_text
+
+        function = tir_text.name_of(str(built.levels["tir"]))
+        why_not = tilelang_levels.reads_back(case, arch, built)
+        read_only = {"tir": why_not} if why_not else {}
+    ptx = str(built.levels["ptx"])
+    return Dump(
+        kernel=kernel,
+        language=language,
+        parameters=dict(parameters),
+        arch=arch,
+        compiler=kernels.compiler_of(language),
+        modules={module: dumps.digest(source) for module, source in sources.items()},
+        levels={
+            "python": dumps.digest(python),
+            **{level: dumps.digest(content) for level, content in built.levels.items()},
+        },
+        entries={entry: dumps.ptx_parameters(ptx, entry) for entry in built.launches},
+        function=function,
+        read_only=read_only,
+        metadata=dict(built.metadata),
+        resources=[resources.as_json() for resources in built.resources(arch)],
+    )
+
+
+def _folder(path: Path) -> Path:
+    """An empty folder, or one that holds an earlier dump, which is overwritten."""
+    if path.is_dir() and any(path.iterdir()):
+        try:
+            Dump.read(path)
+        except ValueError as problem:
+            raise ValueError(
+                f"{path} holds other files than a dump; give an empty folder: {problem}"
+            ) from None
+    elif path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; give a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,99 @@
+"""From a kernel's name and parameters to its case and the modules that are its Python level."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .built import Built
+from .builtin_cases import BUILTIN
+from .cases import Case, TileLangCase, TritonCase, language_of
+from .edited_modules import edited_modules, source_of
+
+
+def split_user_kernel(kernel: str) -> tuple[Path, str] | None:
+    """("FILE.py", "FUNCTION") of "FILE.py:FUNCTION"; None for a kernel of the package.
+
+    Raises ValueError for what is neither.
+    """
+    if kernel in BUILTIN:
+        return None
+    file, _, function = kernel.rpartition(":")
+    if not file.endswith(".py") or not function:
+        raise ValueError(
+            f"kernel {kernel!r} is not known; expected one of {', '.join(BUILTIN)}, or FILE.py:FUNCTION with a "
+            f"function of your own that returns a case"
+        )
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {kernel!r} names a function in it")
+    return path, function
+
+
+def installed_sources(kernel: str) -> dict[str, str]:
+    """The source of every module that the kernel may be built from, as it is installed."""
+    user = split_user_kernel(kernel)
+    if user is not None:
+        return {user[0].stem: user[0].read_text()}
+    return {module: source_of(module) for module in BUILTIN[kernel].modules}
+
+
+@contextmanager
+def case_of(
+    kernel: str, parameters: Mapping[str, Any], arch: str, sources: Mapping[str, str]
+) -> Iterator[tuple[Case, list[str]]]:
+    """The case, built from `sources`, and the modules of them that were imported for it."""
+    user = split_user_kernel(kernel)
+    with edited_modules(sources) as loaded:
+        if user is None:
+            case = BUILTIN[kernel].make(parameters, arch)
+        else:
+            case = _user_case(*user, arch)
+        yield case, loaded
+
+
+def _user_case(path: Path, function: str, arch: str) -> Case:
+    import importlib
+
+    sys.path.insert(0, str(path.parent))  # for what the file imports from beside it
+    try:
+        module = importlib.import_module(path.stem)
+    finally:
+        sys.path.remove(str(path.parent))
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {function!r}")
+    case = make(arch)
+    if not isinstance(case, TritonCase | TileLangCase):
+        raise ValueError(
+            f"{function} of {path} returned a {type(case).__name__}; expected a TritonCase or TileLangCase"
+        )
+    return case
+
+
+def compiler_of(language: str) -> dict[str, str]:
+    """The versions that decide what a level means."""
+    if language == "triton":
+        import triton
+
+        return {"triton": triton.__version__}
+    from ..core.compile_cache import tilelang_module
+    from ..core.cuda_toolchain import nvcc_version
+
+    return {"tilelang": tilelang_module().__version__, "nvcc": nvcc_version()}
+
+
+def build(case: Case, arch: str, start: str, content: str | bytes, metadata: Mapping[str, Any]) -> Built:
+    """As `triton_levels.build` and `tilelang_levels.build`."""
+    if language_of(case) == "triton":
+        from . import triton_levels
+
+        assert isinstance(case, TritonCase)
+        return triton_levels.build(case, arch, start, content, metadata)
+    from . import tilelang_levels
+
+    assert isinstance(case, TileLangCase)
+    return tilelang_levels.build(case, arch, start, content)
