@@ -1,4 +1,4 @@
-"""The CUDA toolkit's programs: nvcc and ptxas, which compile, and cuobjdump and nvdisasm, which read cubins."""
+"""The CUDA toolkit's programs: nvcc and ptxas compile, cuobjdump and nvdisasm read cubins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilelang_gemm_wrapper import configurer
 
 
 def ptx_of(source: str, arch: str, options: Sequence[str] = ()) -> str:
-    """PTX of CUDA source for `arch` ("sm_90a"), by nvcc. Raises RuntimeError where it is missing or refuses."""
+    """PTX of CUDA source for `arch` ("sm_90a"), by nvcc. Raises RuntimeError where it refuses."""
     with tempfile.TemporaryDirectory() as directory:
         cu, ptx = Path(directory, "kernel.cu"), Path(directory, "kernel.ptx")
         cu.write_text(source)

@@ -1,4 +1,4 @@
-"""Kernel lab: see, edit and run a kernel at every level of its compilation. docs/kernel-lab.md shows it at work.
+"""Kernel lab: see, edit and run a kernel at every level of its compilation; see docs/kernel-lab.md.
 
     from tilelang_gemm_wrapper.lab import dump, run_from
 

@@ -14,7 +14,7 @@ def _nop_5(a, b, c, d, e):
 
 
 @triton.jit
-def _nop_19(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s):  # noqa: E741
+def _nop_19(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s):
     pass
 
 

@@ -12,9 +12,9 @@ from .resources import Resources, resources
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """levels: by name, from the one that the compilation started at down to "cubin". launches: of each entry of
-    the cubin its (threads, dynamic shared bytes). metadata: what a later start below Python needs to know.
-    launcher: makes, on a GPU, the function that launches on the current stream."""
+    """levels: by name, from the one that the compilation started at down to "cubin". launches: (threads, dynamic
+    shared bytes) of each entry of the cubin. launcher: makes, on a GPU, the function that launches on the
+    current stream. metadata: what a later start below Python needs to know."""
 
     levels: Mapping[str, str | bytes]
     launches: Mapping[str, tuple[int, int]]

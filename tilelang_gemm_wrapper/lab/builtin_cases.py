@@ -29,8 +29,8 @@ _PACKAGE = __name__.rsplit(".", 2)[0]
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """make: called with the parameters and the architecture. modules: those that the kernel may be built from,
-    which are its Python level."""
+    """make: called with the parameters and the architecture. modules: those that the kernel may be built
+    from, which are its Python level."""
 
     make: Callable[[Mapping[str, Any], str], Case]
     modules: tuple[str, ...]
@@ -94,7 +94,8 @@ def _workload(device: str, M: int, N: int, K: int) -> Workload:
 def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -> TileLangCase:
     M, N, K = (parameters[name] for name in "MNK")
     config = KernelConfig(kernel_type, **parameters["config"])
-    # Hopper has kernels of its own; the plain tensor-core ones are written for Ada and run wherever e4m3 does.
+    # Hopper has kernels of its own; the plain tensor-core ones are written for Ada and run wherever e4m3
+    # does.
     source_arch = "sm_90a" if arch == "sm_90a" else "sm_89"
 
     def launch(device: str) -> Launch:
@@ -309,7 +310,7 @@ def parameters_of(kernel: str, given: Mapping[str, int | None], config: Mapping[
         raise ValueError(f"{kernel} has no {', '.join(unwanted)}; its sizes are {', '.join(sizes)}")
     parameters: dict[str, Any] = {name: given.get(name) or DEFAULTS[name] for name in sizes}
     if kernel in TILELANG_KERNELS:
-        chosen = gemm_config(kernel, config, *(parameters[name] for name in "MNK"), arch)
+        chosen = gemm_config(kernel, config, parameters["M"], parameters["N"], parameters["K"], arch)
         parameters["config"] = {k: v for k, v in asdict(chosen).items() if k != "kernel_type"}
     elif kernel == "triton_gemm":
         parameters["config"] = dict(config)

@@ -20,10 +20,10 @@ MAX_ERROR = 3e-6  # of `core.workload.error`; results in bfloat16 stand at 1.4e-
 class Launch:
     """The arguments of one launch.
 
-    arguments: by name, in the kernel's order, every one (Triton's constexprs too). outputs: names of those that
-    the kernel writes; they must be NaN-filled or zero, so that what is left unwritten is seen. expected: the
-    right outputs by name, in any float dtype. cold: names of those that `--bench` rotates through copies larger
-    than L2; the others stay where the launch before left them.
+    arguments: by name, in the kernel's order, every one (Triton's constexprs too). outputs: names of those
+    that the kernel writes; they must be NaN-filled or zero, so that what is left unwritten is seen. expected:
+    the right outputs by name, in any float dtype. cold: names of those that `--bench` rotates through copies
+    larger than L2; the others stay where the launch before left them.
     """
 
     arguments: Mapping[str, Any]

@@ -88,9 +88,8 @@ def _dump(arguments: argparse.Namespace) -> int:
         config=config,
     )
     print(diffs.summary(written))
-    print(
-        f"{arguments.to}: python/, {', '.join(f'kernel.{level}' for level in written.levels if level != 'python')}"
-    )
+    below = [f"kernel.{level}" for level in written.levels if level != "python"]
+    print(f"{arguments.to}: python/, {', '.join(below)}")
     return DONE
 
 

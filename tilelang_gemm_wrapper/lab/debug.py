@@ -44,13 +44,13 @@ def check_tensors_gpu_ready(*tensors: torch.Tensor) -> None:
     for position, tensor in enumerate(tensors):
         if not tensor.is_contiguous():
             raise ValueError(
-                f"tensor {position} of shape {tuple(tensor.shape)} has strides {tensor.stride()}, which is not "
-                f"contiguous; pass .contiguous(), or its strides to the kernel"
+                f"tensor {position} of shape {tuple(tensor.shape)} has strides {tensor.stride()}, which is "
+                f"not contiguous; pass .contiguous(), or its strides to the kernel"
             )
         if not tensor.is_cuda and not interpreting():
             raise ValueError(
-                f"tensor {position} is on {tensor.device}; move it to a GPU, or set TRITON_INTERPRET=1 before "
-                f"Triton is imported to run the kernel on the CPU"
+                f"tensor {position} is on {tensor.device}; move it to a GPU, or set TRITON_INTERPRET=1 "
+                f"before Triton is imported to run the kernel on the CPU"
             )
 
 
@@ -78,7 +78,7 @@ def holds(conditions: str, *program_ids: int) -> bool:
 
 
 def print_if(text: str, *values: Any, conditions: str = "") -> None:
-    """In a kernel: print text and values, those of Triton as arrays, in the programs that the conditions name.
+    """In a kernel: print text and values, Triton's as arrays, in the programs that the conditions name.
 
     Raises RuntimeError outside Triton's interpreter, ValueError for a bad condition.
     """
@@ -100,8 +100,8 @@ def _program_ids() -> tuple[int, ...]:
     """Of the program that the interpreter runs right now."""
     if not interpreting():
         raise RuntimeError(
-            "print_if and breakpoint_if work in Triton's interpreter alone; set TRITON_INTERPRET=1 before Triton "
-            "is imported, or use tl.device_print in a compiled kernel"
+            "print_if and breakpoint_if work in Triton's interpreter alone; set TRITON_INTERPRET=1 before "
+            "Triton is imported, or use tl.device_print in a compiled kernel"
         )
     from triton.runtime.interpreter import interpreter_builder
 

@@ -46,9 +46,9 @@ def summary(dump: Dump) -> str:
 def diff(before: str | Path, after: str | Path, *, levels: Sequence[str] = (), lines: int = 40) -> str:
     """A report on two dumps' folders, as their files are now.
 
-    levels: those whose source is compared, all that both have by default. lines: of each level's difference, 0
-    for none of them. The table is of the kernels as they were dumped. Raises ValueError where a folder is no
-    dump or a level is in neither.
+    levels: those whose source is compared, all that both have by default. lines: of each level's difference,
+    0 for none of them. The table is of the kernels as they were dumped. Raises ValueError where a folder is
+    no dump or a level is in neither.
     """
     folders = (Path(before), Path(after))
     dumps = [Dump.read(folder) for folder in folders]
@@ -88,7 +88,7 @@ def _level_difference(folders: Sequence[Path], level: str) -> Iterator[str]:
     for name in files:
         one, other = (path / name if name else path for path in paths)
         texts = [file.read_text().splitlines() if file.is_file() else [] for file in (one, other)]
-        yield from difflib.unified_diff(*texts, str(one), str(other), lineterm="", n=1)
+        yield from difflib.unified_diff(texts[0], texts[1], str(one), str(other), lineterm="", n=1)
 
 
 def _text(value: Any) -> str:

@@ -27,10 +27,10 @@ _PYTHON = "python"  # the folder of that level's files
 class Dump:
     """What `dump.json` holds.
 
-    kernel: a name of `builtin_cases.BUILTIN` or FILE.py:FUNCTION. parameters: all that its case was made from.
-    modules: the SHA-256 of the installed source of each module that is its Python level. levels: the SHA-256 of
-    each level as it was dumped, by name. entries: the kernels in the cubin with their PTX parameters.
-    metadata: Triton's, to go on from below Python.
+    kernel: a name of `builtin_cases.BUILTIN` or FILE.py:FUNCTION. parameters: all that its case was made
+    from. modules: the SHA-256 of the installed source of each module that is its Python level. levels: the
+    SHA-256 of each level as it was dumped, by name. entries: the kernels in the cubin with their PTX
+    parameters. metadata: Triton's, to go on from below Python.
     """
 
     kernel: str

@@ -24,8 +24,8 @@ def split_user_kernel(kernel: str) -> tuple[Path, str] | None:
     file, _, function = kernel.rpartition(":")
     if not file.endswith(".py") or not function:
         raise ValueError(
-            f"kernel {kernel!r} is not known; expected one of {', '.join(BUILTIN)}, or FILE.py:FUNCTION with a "
-            f"function of your own that returns a case"
+            f"kernel {kernel!r} is not known; expected one of {', '.join(BUILTIN)}, or FILE.py:FUNCTION with "
+            f"a function of your own that returns a case"
         )
     path = Path(file).resolve()
     if not path.is_file():

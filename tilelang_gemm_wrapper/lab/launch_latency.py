@@ -1,7 +1,7 @@
 """What it costs to launch a kernel that does nothing: Triton, TileLang, PyTorch, and small GEMMs beside them.
 
-After TritonBench's launch_latency: empty kernels with no, few and many arguments. Times are the host's, a call
-as a program makes it, the queue never full; and a launch in a CUDA graph, where the host takes no part.
+After TritonBench's launch_latency: empty kernels with no, few and many arguments. Times are the host's, a
+call as a program makes it, the queue never full; and a launch in a CUDA graph, where the host takes no part.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ _TILELANG_ARCH = "sm_90a"
 
 @dataclass(frozen=True, slots=True)
 class LatencyRow:
-    """Microseconds a launch; host: of the calling thread, p20, p50 and p80 over batches; graph: in a CUDA graph of
-    launches one after another. reason: why there is no time."""
+    """Microseconds a launch. host: of the calling thread, over batches; graph: in a CUDA graph of launches one
+    after another. reason: why there is no time."""
 
     date: str
     device: str
@@ -76,11 +77,11 @@ def launch_latency() -> list[LatencyRow]:
         name = f"{key[0]} {key[1]}"
         common = LatencyRow(**environment.as_fields(), name=key[0], arguments=key[1])
         if key in reasons:
-            rows.append(_with(common, reason=reasons[key]))
+            rows.append(replace(common, reason=reasons[key]))
             continue
         deciles = statistics.quantiles(host[name], n=10, method="inclusive")
         rows.append(
-            _with(
+            replace(
                 common,
                 host_p20_us=deciles[1],
                 host_p50_us=deciles[4],
@@ -91,13 +92,9 @@ def launch_latency() -> list[LatencyRow]:
     return rows
 
 
-def _with(row: LatencyRow, **changes: Any) -> LatencyRow:
-    return LatencyRow(**{**asdict(row), **changes})
-
-
 def csv_text(rows: list[LatencyRow]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(asdict(rows[0])), lineterm="\n")
+    writer = csv.DictWriter(text, fieldnames=list(asdict(rows[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
@@ -131,15 +128,15 @@ def _makers() -> Mapping[tuple[str, int], Callable[[], Callable[[int], Any]]]:
         ("torch: fill one value in place", 1): _torch_fill
     }
     for count in ARGUMENTS:
-        makers["Triton: JIT call", count] = lambda count=count: _triton_nop(count)
-        makers["Triton: compiled kernel", count] = lambda count=count: _triton_nop(count, compiled=True)
-        makers["TileLang: kernel object", count] = lambda count=count: _tilelang_nop(count, bare=False)
-        makers["TileLang: TVM-FFI function", count] = lambda count=count: _tilelang_nop(count, bare=True)
-    makers["FP8 GEMM 8×128×128: this package", 5] = lambda: _gemm("tilelang_gemm")
-    makers["FP8 GEMM 8×128×128: its kernel, bare", 5] = lambda: _gemm("bare_kernel")
-    makers["FP8 GEMM 8×128×128: DeepGEMM", 5] = lambda: _gemm("deep_gemm")
-    makers["FP8 GEMM 8×128×128: Triton", 5] = lambda: _gemm("triton")
-    makers["FP8 GEMM 8×128×128: cuBLAS", 5] = lambda: _gemm("cublas")
+        makers["Triton: JIT call", count] = partial(_triton_nop, count)
+        makers["Triton: compiled kernel", count] = partial(_triton_nop, count, compiled=True)
+        makers["TileLang: kernel object", count] = partial(_tilelang_nop, count, bare=False)
+        makers["TileLang: TVM-FFI function", count] = partial(_tilelang_nop, count, bare=True)
+    makers["FP8 GEMM 8×128×128: this package", 5] = partial(_gemm, "tilelang_gemm")
+    makers["FP8 GEMM 8×128×128: its kernel, bare", 5] = partial(_gemm, "bare_kernel")
+    makers["FP8 GEMM 8×128×128: DeepGEMM", 5] = partial(_gemm, "deep_gemm")
+    makers["FP8 GEMM 8×128×128: Triton", 5] = partial(_gemm, "triton")
+    makers["FP8 GEMM 8×128×128: cuBLAS", 5] = partial(_gemm, "cublas")
     return makers
 
 

@@ -56,8 +56,8 @@ def compile_from(path: str | Path) -> Compiled:
     """Compile a level's file as it is now, down to the cubin; no GPU is needed.
 
     path: a file of a dump's folder (kernel.ptx, or any name with a level's ending), or its python/ folder.
-    Nothing is kept, so the file's content is what counts, whatever its time stamp. Raises ValueError where the
-    file is of another kernel, architecture or compiler than the dump, or its level cannot be run from;
+    Nothing is kept, so the file's content is what counts, whatever its time stamp. Raises ValueError where
+    the file is of another kernel, architecture or compiler than the dump, or its level cannot be run from;
     RuntimeError where the compiler refuses it.
     """
     file = LevelFile.of(Path(path))
@@ -67,15 +67,16 @@ def compile_from(path: str | Path) -> Compiled:
     for module, known in dump.modules.items():
         if dumps.digest(installed.get(module, "")) != known:
             raise ValueError(
-                f"{module} has changed since {dump.kernel} was dumped into {file.directory}: its launch may be "
-                f"another; dump the kernel again"
+                f"{module} has changed since {dump.kernel} was dumped into {file.directory}: its launch may "
+                f"be another; dump the kernel again"
             )
     if file.level in dump.read_only:
         raise ValueError(f"{file.path} is for reading only: {dump.read_only[file.level]}")
+    sources, content = installed, b""  # type: tuple[dict[str, str], str | bytes]
     if file.level == "python":
-        sources, content = installed | file.sources(), ""
+        sources = installed | file.sources()
     else:
-        sources, content = installed, file.content()
+        content = file.content()
         why_not = dumps.why_foreign(file, content)
         if why_not is not None:
             raise ValueError(why_not)
@@ -89,8 +90,9 @@ def run_from(path: str | Path, *, check: bool = True, bench: bool = False) -> Ru
     """Compile from a level's file and launch it once, on the current CUDA device.
 
     The launch has the original's arguments, grid and metadata. check: compare the outputs with the reference.
-    bench: time it against the kernel as it is installed, in turns, with cold weights and CUDA graphs. Raises as
-    `compile_from`, and ValueError where the GPU is of another architecture, RuntimeError where there is none.
+    bench: time it against the kernel as it is installed, in turns, with cold weights and CUDA graphs. Raises
+    as `compile_from`, and ValueError where the GPU is of another architecture, RuntimeError where there is
+    none.
     """
     file = LevelFile.of(Path(path))
     _refuse_other_gpu(file)
@@ -109,8 +111,8 @@ def _refuse_other_compiler(file: LevelFile) -> None:
     for name, version in dump.compiler.items():
         if installed.get(name) != version:
             raise ValueError(
-                f"{file.directory} was dumped with {name} {version} and {installed.get(name)} is installed, which "
-                f"may launch or compile the kernel otherwise; dump it again, or install {name} {version}"
+                f"{file.directory} was dumped with {name} {version} and {installed.get(name)} is installed, "
+                f"which may launch or compile the kernel otherwise; dump it again, or install {name} {version}"
             )
 
 

@@ -1,8 +1,8 @@
 """TIR as text that can be edited and read back.
 
-TileLang prints a kernel before lowering as TVMScript, whose parser does not know TileLang's own operators, nor
-can it name layouts and imported CUDA source, which the text calls `metadata["tl.Layout"][0]`. Both are supplied
-here from the kernel that the text was printed from.
+TileLang prints a kernel before lowering as TVMScript, whose parser does not know TileLang's own operators,
+nor can it name layouts and imported CUDA source, which the text calls `metadata["tl.Layout"][0]`. Both are
+supplied here from the kernel that the text was printed from.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def name_of(text: str) -> str | None:
 def parsed(text: str, original: Any) -> Any:
     """The PrimFunc of an edited text that was printed from `original`.
 
-    Raises RuntimeError where it is no TVMScript or uses an operator that `original` does not use: the text does
-    not say of what dtype such a call is.
+    Raises RuntimeError where it is no TVMScript or uses an operator that `original` does not use: the text
+    does not say of what dtype such a call is.
     """
     tvm = tilelang_module().tvm
     try:
@@ -44,7 +44,7 @@ def parsed(text: str, original: Any) -> Any:
         function = tvm.script.from_source(
             text,
             extra_vars={"T": _Namespace(original), "tvm": tvm, "metadata": _metadata(original)},
-            check_well_formed=False,  # barriers are initialised by an attribute that the check does not follow
+            check_well_formed=False,  # it does not follow how barriers are initialised
         )
     except Exception as problem:  # TVM raises its own classes, with a rendering of the place
         raise RuntimeError(f"TileLang cannot read the TIR: {problem}") from problem

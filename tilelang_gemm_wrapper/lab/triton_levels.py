@@ -13,6 +13,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def build(
     levels: dict[str, str | bytes] = {}
     names = list(stages)
     for name in names[names.index(start) + 1 :] if start in names else names:
-        module = _stage(name, lambda stage=stages[name], module=module: stage(module, noted))
+        module = _stage(name, partial(stages[name], module, noted))
         levels[name] = module if isinstance(module, bytes) else str(module)
     if start != "python":
         levels[start] = content
