@@ -12,8 +12,8 @@ from .resources import Resources, resources
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """levels: by name, from the one that the compilation started at down to "cubin". launches: (threads, dynamic
-    shared bytes) of each entry of the cubin. launcher: makes, on a GPU, the function that launches on the
+    """levels: by name, from the one that the compilation started at down to "cubin". launches: of each entry
+    of the cubin (threads, dynamic shared bytes). launcher: makes, on a GPU, the function that launches on the
     current stream. metadata: what a later start below Python needs to know."""
 
     levels: Mapping[str, str | bytes]

@@ -148,10 +148,7 @@ def _launch_latency(arguments: argparse.Namespace) -> int:
     from . import launch_latency
 
     rows = launch_latency.launch_latency()
-    text = launch_latency.table(rows)
-    print(text)
+    print(launch_latency.table(rows))
     if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(launch_latency.csv_text(rows))
-        arguments.output.with_suffix(".md").write_text(text)
+        launch_latency.write(arguments.output, rows)
     return DONE

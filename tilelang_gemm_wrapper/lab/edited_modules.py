@@ -1,13 +1,12 @@
-"""Importing a kernel's modules from edited copies, for the time that it takes to build the kernel."""
+"""Importing a kernel's modules from edited source, for the time that it takes to build the kernel."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.abc
 import importlib.util
+import linecache
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -17,48 +16,54 @@ from types import ModuleType
 _MISSING = object()
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules it has files for, and keeps count of those that were asked for."""
+class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds and runs the modules it has source for; `loaded` keeps the names of those asked for, in order."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = sources
         self.loaded: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        if fullname not in self._files:
+        if fullname not in self._sources:
             return None
-        self.loaded.append(fullname)
-        return importlib.util.spec_from_file_location(fullname, self._files[fullname])
+        return importlib.util.spec_from_loader(fullname, self, origin=f"python/{fullname}.py")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Straight from the text: Python's byte code, kept by time stamp, could be that of an earlier edit.
+
+        Compilers look the source up under the file's name: it is that of the dump, the same in every process,
+        so that what they write of it is as well.
+        """
+        name = module.__name__
+        self.loaded.append(name)
+        source, file = self._sources[name], f"python/{name}.py"
+        module.__file__ = file
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        exec(compile(source, file, "exec", dont_inherit=True), vars(module))
 
 
 @contextmanager
 def edited_modules(sources: Mapping[str, str]) -> Iterator[list[str]]:
     """Within, importing one of these modules by name runs the given source; after, all is as it was.
 
-    Yields the names that get imported, in order. The source lies in files named by its content: neither
-    Python's byte code nor the source that a compiler looks up can be those of an earlier edit.
+    Yields the names that get imported, in order.
     """
-    key = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
     kept = {name: sys.modules.pop(name) for name in sources if name in sys.modules}
     attributes = [_PackageAttribute(name) for name in sources if "." in name]
-    with tempfile.TemporaryDirectory(prefix=f"lab-{key}-") as directory:
-        files = {name: Path(directory, f"{name}-{key}.py") for name in sources}
-        for name, source in sources.items():
-            files[name].write_text(source)
-        finder = _Finder(files)
-        sys.meta_path.insert(0, finder)
-        try:
-            yield finder.loaded
-        finally:
-            sys.meta_path.remove(finder)
-            for name in sources:
-                sys.modules.pop(name, None)
-            sys.modules.update(kept)
-            for attribute in attributes:
-                attribute.restore()
+    finder = _Sources(sources)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield finder.loaded
+    finally:
+        sys.meta_path.remove(finder)
+        for name in sources:
+            sys.modules.pop(name, None)
+        sys.modules.update(kept)
+        for attribute in attributes:
+            attribute.restore()
 
 
 class _PackageAttribute:

@@ -7,11 +7,11 @@ call as a program makes it, the queue never full; and a launch in a CUDA graph, 
 from __future__ import annotations
 
 import csv
-import io
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ _TILELANG_ARCH = "sm_90a"
 
 @dataclass(frozen=True, slots=True)
 class LatencyRow:
-    """Microseconds a launch. host: of the calling thread, over batches; graph: in a CUDA graph of launches one
-    after another. reason: why there is no time."""
+    """Microseconds a launch. host: of the calling thread, over batches; graph: in a CUDA graph of launches
+    one after another. reason: why there is no time."""
 
     date: str
     device: str
@@ -92,15 +92,17 @@ def launch_latency() -> list[LatencyRow]:
     return rows
 
 
-def csv_text(rows: list[LatencyRow]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue()
+def write(path: Path, rows: Sequence[LatencyRow]) -> None:
+    """The rows as CSV, and their table as Markdown beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    path.with_suffix(".md").write_text(table(rows))
 
 
-def table(rows: list[LatencyRow]) -> str:
+def table(rows: Sequence[LatencyRow]) -> str:
     """In Markdown."""
     lines = [
         [

@@ -138,6 +138,10 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int]]:
         barriers = re.search(r"EIATTR_NUM_BARRIERS.*?Value:\s*(0x[0-9a-f]+|\d+)", attributes, re.DOTALL)
         if entry in found and barriers:
             found[entry]["BARRIERS"] = int(barriers[1], 0)
+    # Cubins of older compilers have the number in the flags of the section with the code.
+    for flags, entry in re.findall(r"PROGBITS\s+(\w+)\s+\w+\s+\w+\s+\.text\.(\S+)", elf or ""):
+        if entry in found:
+            found[entry].setdefault("BARRIERS", int(flags, 16) >> 20 & 0x7F)
     return found
 
 

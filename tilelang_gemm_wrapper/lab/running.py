@@ -111,8 +111,9 @@ def _refuse_other_compiler(file: LevelFile) -> None:
     for name, version in dump.compiler.items():
         if installed.get(name) != version:
             raise ValueError(
-                f"{file.directory} was dumped with {name} {version} and {installed.get(name)} is installed, "
-                f"which may launch or compile the kernel otherwise; dump it again, or install {name} {version}"
+                f"{file.directory} was dumped with {name} {version} and {installed.get(name)} is "
+                f"installed, which may launch or compile the kernel otherwise; dump it again, "
+                f"or install {name} {version}"
             )
 
 
