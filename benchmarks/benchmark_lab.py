@@ -2,9 +2,9 @@
 
     python benchmarks/benchmark_lab.py --output benchmarks/results/<device>
 
-Unedited, every level must give the bits of the kernel as the package launches it. Edited, the result must be
-what the edit makes of it, and the check against the reference must see it. Writes lab.csv and lab.md, and with
---launch-latency the table of launch_latency beside them. Ends with status 1 where anything is not as it must be.
+Unedited, every level must give the bits of the kernel as the package launches it. Edited, the result must
+be what the edit makes of it, and the check against the reference must see it. Writes lab.csv and lab.md, and
+with --launch-latency the table of launch latencies beside them. Ends with status 1 where anything is not so.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Edit:
 
 
 _KERNELS = "tilelang_gemm_wrapper.core.kernels"
-_PROMOTE = "accum[i, j] += partial[i, j] * scale_strip[k, j]"
+_PROMOTE = "partial[i, j] * scale_strip[k, j]"
+_PROMOTE_DOUBLED = "partial[i, j] * (scale_strip[k, j] * 2.0)"  # exact: a power of two is no rounding
 _STORE = "  store_share<units, First"
 _DOUBLE_ALL = "  for (int i = 0; i < 4 * units; ++i) partial[First * 4 + i] *= 2.0f;\n"
 # The conversion to bfloat16 can set negative values to 0 as it goes.
@@ -57,8 +58,8 @@ _CONVERT, _CONVERT_RECTIFIED = "cvt.rn.bf16x2.f32", "cvt.rn.relu.bf16x2.f32"
 _RECTIFY = Edit("ptx", "", _CONVERT, _CONVERT_RECTIFIED, RECTIFIED)
 EDITS = {
     "swapAB": (
-        Edit("python", f"{_KERNELS}.swapped.py", _PROMOTE, _PROMOTE + " * 2.0", DOUBLED),
-        Edit("tir", "", "* scale_strip[k, j]", "* scale_strip[k, j] * T.float32(2.0)", DOUBLED),
+        Edit("python", f"{_KERNELS}.swapped.py", _PROMOTE, _PROMOTE_DOUBLED, DOUBLED),
+        Edit("tir", "", "* scale_strip[k, j]", "* (scale_strip[k, j] * T.float32(2.0))", DOUBLED),
         Edit("cu", "", _STORE, _DOUBLE_ALL + _STORE, DOUBLED),
         _RECTIFY,
     ),
@@ -80,7 +81,7 @@ ALL_OF_IT = ("swapAB tir", "swapAB ptx", "triton_gemm ptx")  # every occurrence,
 
 
 def edited(directory: Path, kernel: str, edit: Edit) -> Path:
-    """Make the edit in a dump's folder; returns what to run from. Raises ValueError where it finds no place."""
+    """Make the edit in a dump's folder; returns what to run from. Raises ValueError if there is no place."""
     path = level_path(directory, edit.level)
     file = path / edit.file if edit.file else path
     text = file.read_text()
@@ -210,8 +211,9 @@ def table(rows: Sequence[LabRow]) -> str:
     ]
     head = ["kernel", "from", "edit", "result", "check, error", "registers", "µs", "unedited µs"]
     return (
-        f"The kernel lab on {first.device}: M = {first.M}, N = {first.N}, K = {first.K}; torch {first.torch}, "
-        f"triton {first.triton}, tilelang {first.tilelang}, {first.date}\n\n{markdown_table(head, lines)}"
+        f"The kernel lab on {first.device}: M = {first.M}, N = {first.N}, K = {first.K}; "
+        f"torch {first.torch}, triton {first.triton}, tilelang {first.tilelang}, {first.date}\n\n"
+        f"{markdown_table(head, lines)}"
     )
 
 

@@ -134,11 +134,11 @@ def _makers() -> Mapping[tuple[str, int], Callable[[], Callable[[int], Any]]]:
         makers["Triton: compiled kernel", count] = partial(_triton_nop, count, compiled=True)
         makers["TileLang: kernel object", count] = partial(_tilelang_nop, count, bare=False)
         makers["TileLang: TVM-FFI function", count] = partial(_tilelang_nop, count, bare=True)
-    makers["FP8 GEMM 8×128×128: this package", 5] = partial(_gemm, "tilelang_gemm")
-    makers["FP8 GEMM 8×128×128: its kernel, bare", 5] = partial(_gemm, "bare_kernel")
-    makers["FP8 GEMM 8×128×128: DeepGEMM", 5] = partial(_gemm, "deep_gemm")
-    makers["FP8 GEMM 8×128×128: Triton", 5] = partial(_gemm, "triton")
-    makers["FP8 GEMM 8×128×128: cuBLAS", 5] = partial(_gemm, "cublas")
+    makers["FP8 GEMM 8×512×512: this package", 5] = partial(_gemm, "tilelang_gemm")
+    makers["FP8 GEMM 8×512×512: its kernel, bare", 5] = partial(_gemm, "bare_kernel")
+    makers["FP8 GEMM 8×512×512: DeepGEMM", 5] = partial(_gemm, "deep_gemm")
+    makers["FP8 GEMM 8×512×512: Triton", 5] = partial(_gemm, "triton")
+    makers["FP8 GEMM 8×512×512: cuBLAS", 5] = partial(_gemm, "cublas")
     return makers
 
 
@@ -177,5 +177,5 @@ def _gemm(provider: str) -> Callable[[int], Any]:
     from ..core.bench_providers import HOST_PROVIDERS, Matrix
 
     return HOST_PROVIDERS[provider](
-        Matrix.random(8, 128, 128, device_of(torch.cuda.current_device())).case(8)
+        Matrix.random(8, 512, 512, device_of(torch.cuda.current_device())).case(8)
     )

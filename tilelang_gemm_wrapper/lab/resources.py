@@ -82,8 +82,9 @@ def resources(
     found = []
     for entry, (threads, dynamic) in entries.items():
         used = usage.get(entry, {})
-        # From sm_90 on the figure has the kilobyte in it that the system keeps.
-        static = used["SHARED"] - (1024 if capability >= 90 else 0) if "SHARED" in used else None
+        # From sm_90 on the section has the kilobyte in it that the system keeps.
+        kept = 1024 if capability >= 90 else 0
+        static = max(0, used.get("STATIC", 0) - kept) if used else None
         registers = used.get("REG")
         fits = None
         if registers is not None and static is not None:
@@ -138,6 +139,11 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int]]:
         barriers = re.search(r"EIATTR_NUM_BARRIERS.*?Value:\s*(0x[0-9a-f]+|\d+)", attributes, re.DOTALL)
         if entry in found and barriers:
             found[entry]["BARRIERS"] = int(barriers[1], 0)
+    for size, entry in re.findall(
+        r"^\s+\w+\s+\w+\s+(\w+)\s.*NOBITS.*\.nv\.shared\.(\S+)", elf or "", re.MULTILINE
+    ):
+        if entry in found:
+            found[entry]["STATIC"] = int(size, 16)
     # Cubins of older compilers have the number in the flags of the section with the code.
     for flags, entry in re.findall(r"PROGBITS\s+(\w+)\s+\w+\s+\w+\s+\.text\.(\S+)", elf or ""):
         if entry in found:

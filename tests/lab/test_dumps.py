@@ -1,0 +1,251 @@
+"""What is refused, and why: other folders, levels, kernels, architectures, compilers; and what is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+from tilelang_gemm_wrapper.lab import compile_from, diff, dump, run_from
+from tilelang_gemm_wrapper.lab.command import parsed_config
+from tilelang_gemm_wrapper.lab.dumps import Dump, cubin_capability, ptx_parameters
+
+from .lab_cases import write_add
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dump of the user's kernel, beside the file with the kernel."""
+    folder = tmp_path_factory.mktemp("add")
+    dump(write_add(folder), folder / "dump")
+    return folder / "dump"
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "dump"))
+
+
+def change(folder: Path, **fields: Any) -> None:
+    manifest = folder / "dump.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "reason"),
+    [
+        (lambda d: (d / "dump.json").unlink(), "kernel.ptx", "is no dump: it has no dump.json; make one"),
+        (lambda d: (d / "dump.json").write_text("{"), "kernel.ptx", "is no JSON"),
+        (lambda d: change(d, format=0), "kernel.ptx", "has format 0, expected 1"),
+        (lambda d: (d / "kernel.ptx").unlink(), "kernel.ptx", "does not exist"),
+        (lambda d: None, "kernel.sass", "is no level of"),
+        (lambda d: None, "dump.json", "is no level of"),
+        (lambda d: change(d, compiler={"triton": "3.0.0"}), "kernel.ttir", "triton 3.0.0 and .* is installed"),
+        (lambda d: change(d, modules={"adding": "0"}), "kernel.cubin", "adding has changed since"),
+        (lambda d: change(d, arch="sm_89"), "kernel.ptx", "compiled for sm_90 and this dump is of sm_89"),
+        (lambda d: change(d, arch="sm_89"), "kernel.cubin", "compiled for sm_90 and this dump is of sm_89"),
+        (lambda d: change(d, arch="sm_89"), "kernel.ttgir", "compiled for sm_90 and this dump is of sm_89"),
+        (lambda d: (d / "kernel.cubin").write_bytes(b"\x7fELF"), "kernel.cubin", "does not define add"),
+        (lambda d: replace(d / "kernel.ptx", "entry add", "entry sub"), "kernel.ptx", "does not define add"),
+        (lambda d: replace(d / "kernel.ttir", "@add", "@sub"), "kernel.ttir", "does not define add"),
+        (lambda d: replace(d / "kernel.llir", "@add(", "@sub("), "kernel.llir", "does not define add"),
+        (lambda d: change(d, read_only={"ptx": "a reason"}), "kernel.ptx", "is for reading only: a reason"),
+        (lambda d: (d / "python/adding.py").unlink(), "python", "adding.py is missing"),
+    ],
+)  # fmt: skip
+def test_refusals(folder: Path, spoil: Callable[[Path], Any], file: str, reason: str) -> None:
+    spoil(folder)
+    with pytest.raises(ValueError, match=reason):
+        compile_from(folder / file)
+
+
+def test_other_parameters_are_refused(folder: Path) -> None:
+    """The launcher hands over the original's: another kernel would read past them."""
+    ptx = folder / "kernel.ptx"
+    first = re.search(r"\.param [^,]*add_param_0,\n", ptx.read_text())
+    assert first is not None
+    extra = first[0].replace("add_param_0", "add_param_x")
+    replace(ptx, first[0], first[0] + extra)
+    with pytest.raises(ValueError, match=r"takes the parameters \(\.u64, \.u64, .* and is launched with"):
+        compile_from(ptx)
+
+
+def test_a_file_under_another_name_is_of_its_ending(folder: Path) -> None:
+    shutil.copy(folder / "kernel.ptx", folder / "faster.ptx")
+    assert compile_from(folder / "faster.ptx").file.level == "ptx"
+
+
+def test_other_edits_are_named(folder: Path) -> None:
+    replace(folder / "kernel.ttir", "dense<1.0", "dense<2.0")
+    compiled = compile_from(folder / "kernel.ptx")
+    assert not compiled.edited
+    assert compiled.others_edited == ["ttir"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_running_needs_a_gpu(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="needs a GPU of sm_90a to run, and torch sees none"):
+        run_from(folder / "kernel.ptx")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "reason"),
+    [
+        ("swapBA", {}, "kernel 'swapBA' is not known; expected one of base, swapAB"),
+        ("missing.py:case", {}, "missing.py does not exist"),
+        ("swapAB", {"arch": "sm_75"}, "arch is 'sm_75'; expected one of sm_80"),
+        ("gemv_triton", {"M": 4}, "gemv_triton has no M; its sizes are N, K"),
+        ("gemv_triton", {"config": {"block_M": 64}}, "gemv_triton has no config"),
+        ("swapAB", {"config": {"block_M": 63, "block_N": 16, "threads": 256}}, "block_M = 63"),
+        ("swapAB", {"N": 100}, "N = 100"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_dumped(tmp_path: Path, kernel: str, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        dump(kernel, tmp_path / "dump", **options)
+    assert not (tmp_path / "dump" / "dump.json").exists()
+
+
+def test_user_functions_that_are_no_cases(tmp_path: Path) -> None:
+    file = write_add(tmp_path).removesuffix(":case")
+    with pytest.raises(ValueError, match="has no function 'cases'"):
+        dump(f"{file}:cases", tmp_path / "dump")
+    with pytest.raises(ValueError, match=r"not_a_case .* returned a NoneType; expected a TritonCase or"):
+        dump(f"{file}:not_a_case", tmp_path / "dump")
+    with pytest.raises(ValueError, match="N cannot be given with"):
+        dump(f"{file}:case", tmp_path / "dump", N=4)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files than a dump; give an empty folder"):
+        dump("rmsnorm_triton", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_dump_is_written_over_an_earlier_one(folder: Path, original: Path) -> None:
+    replace(folder / "kernel.ptx", "add", "sub")
+    dump(Dump.read(original).kernel, folder)
+    assert (folder / "kernel.ptx").read_bytes() == (original / "kernel.ptx").read_bytes()
+
+
+def test_modules_are_put_back(folder: Path) -> None:
+    """Building from edited modules leaves the process's own as they were."""
+    code = f"""
+import sys
+from tilelang_gemm_wrapper.backends import _triton_kernel
+from tilelang_gemm_wrapper.lab import compile_from, dump
+before = dict(sys.modules)
+dump("triton_gemm", {str(folder / "gemm")!r})
+compile_from({str(folder / "gemm/python")!r})
+import tilelang_gemm_wrapper.backends as package
+assert package._triton_kernel is _triton_kernel is sys.modules[_triton_kernel.__name__]
+assert all(sys.modules[name] is module for name, module in before.items())
+assert not [finder for finder in sys.meta_path if "lab" in type(finder).__module__]
+print("as before")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "as before\n", run.stderr
+
+
+def test_nothing_is_put_into_the_compilers_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by dumping nor by compiling an edit: an ordinary process compiles for itself."""
+    names = ("TILELANG_CACHE_DIR", "TILELANG_GEMM_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    code = f"""
+from pathlib import Path
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.lab import compile_from, dump
+for kernel in ["triton_gemm"] + (["rmsnorm_tilelang"] if configurer.find_nvcc() else []):
+    folder = Path({str(tmp_path)!r}, kernel)
+    dump(kernel, folder)
+    ptx = folder / "kernel.ptx"
+    ptx.write_text(ptx.read_text().replace("cvt.rn.bf16x2.f32", "cvt.rz.bf16x2.f32"))
+    assert compile_from(ptx).edited
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    kept = [path for name in names for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert [path for path in kept if path.suffix in (".cubin", ".ptx", ".cu", ".so", ".ttir")] == []
+
+
+def test_diff(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    assert "python: the same\n\nttir: the same" in diff(folder, other)
+    replace(other / "kernel.ttir", "dense<1.0", "dense<2.0")
+    (other / "kernel.cubin").write_bytes(b"another")
+    text = diff(folder, other)
+    assert "registers a thread" in text
+    assert "ttir: 2 lines differ" in text
+    assert re.search(r"^\+.*dense<2.0", text, re.MULTILINE)
+    assert "cubin: different" in text
+    assert "ptx: the same" in text
+    assert "ttgir" not in diff(folder, other, levels=["ttir"])
+    assert "dense" not in diff(folder, other, levels=["ttir"], lines=1)
+    with pytest.raises(ValueError, match="neither dump has such a level"):
+        diff(folder, other, levels=["tir"])
+
+
+def test_ptx_parameters() -> None:
+    ptx = """.visible .entry other(.param .u32 other_param_0)
+.visible .entry add(
+	.param .u64 .ptr .global .align 16 add_param_0,
+	.param .align 64 .b8 add_param_1[128],
+	.param .f32 add_param_2
+)"""
+    assert ptx_parameters(ptx, "add") == [".u64", ".b8[128]", ".f32"]
+    assert ptx_parameters(ptx, "sub") == []
+
+
+def test_cubin_capability() -> None:
+    def header(abi: int, flags: int) -> bytes:
+        return b"\x7fELF" + bytes(4) + bytes([abi]) + bytes(39) + flags.to_bytes(4, "little") + bytes(16)
+
+    assert cubin_capability(header(7, 0x5A055A)) == 90
+    assert cubin_capability(header(8, 0xA005904)) == 89
+    assert cubin_capability(b"text") is None
+
+
+def test_parsed_config() -> None:
+    assert parsed_config("") == ({}, None)
+    assert parsed_config("m=16") == ({}, 16)
+    assert parsed_config("block_M=64, block_N=16") == ({"block_M": 64, "block_N": 16}, None)
+    for text in ("m", "m=x", "m=16;n=3", "=4"):
+        with pytest.raises(ValueError, match="is no FIELD=VALUE"):
+            parsed_config(text)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tilelang_gemm_wrapper import cli
+
+    folder = str(tmp_path / "dump")
+    assert cli.main(["lab", "dump", "--kernel", "triton_gemm", "--config", "m=300", "--to", folder]) == 0
+    printed = capsys.readouterr().out
+    assert "M = 300, N = 4096, K = 2560" in printed
+    assert re.search(r"\| wgmma +\| \d+", printed)
+    assert cli.main(["lab", "diff", folder, folder]) == 0
+    assert "llir: the same" in capsys.readouterr().out
+    both = ["lab", "dump", "--kernel", "triton_gemm", "--config", "m=4", "--M", "5", "--to", folder]
+    assert cli.main(both) == 2
+    assert "--config m=4 and --M 5 differ" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert cli.main(["lab", "run", "--from", f"{folder}/kernel.ptx", "--check"]) == 2
+        assert "needs a GPU" in capsys.readouterr().err
+        assert cli.main(["lab", "launch-latency"]) == 2
