@@ -56,7 +56,7 @@ def replace(file: Path, old: str, new: str) -> None:
         (lambda d: (d / "kernel.ptx").unlink(), "kernel.ptx", "does not exist"),
         (lambda d: None, "kernel.sass", "is no level of"),
         (lambda d: None, "dump.json", "is no level of"),
-        (lambda d: change(d, compiler={"triton": "3.0.0"}), "kernel.ttir", "triton 3.0.0 and .* is installed"),
+        (lambda d: change(d, compiler={"triton": "3.0.0"}), "kernel.ttir", "triton 3.0.0 and .* installed"),
         (lambda d: change(d, modules={"adding": "0"}), "kernel.cubin", "adding has changed since"),
         (lambda d: change(d, arch="sm_89"), "kernel.ptx", "compiled for sm_90 and this dump is of sm_89"),
         (lambda d: change(d, arch="sm_89"), "kernel.cubin", "compiled for sm_90 and this dump is of sm_89"),

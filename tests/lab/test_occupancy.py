@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tilelang_gemm_wrapper.lab.occupancy import occupancy
@@ -73,9 +75,7 @@ def test_without_a_disassembler_the_ptx_is_counted(monkeypatch: pytest.MonkeyPat
 
 
 def test_kinds_do_not_overlap() -> None:
-    import re
-
-    for opcode in (
+    for opcode in [
         "HGMMA",
         "QGMMA",
         "HMMA",
@@ -88,5 +88,5 @@ def test_kinds_do_not_overlap() -> None:
         "STS",
         "STSM",
         "UTMALDG",
-    ):
+    ]:
         assert sum(bool(re.fullmatch(kind.sass, opcode)) for kind in KINDS.values()) == 1, opcode

@@ -1,4 +1,4 @@
-"""TileLang kernels dumped at every level and compiled from each again, without a GPU, on every TileLang release."""
+"""TileLang kernels dumped at every level and compiled from each again, without a GPU, on every release."""
 
 from __future__ import annotations
 

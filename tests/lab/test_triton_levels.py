@@ -1,4 +1,4 @@
-"""Triton kernels dumped at every level and compiled from each again, without a GPU, on every Triton release."""
+"""Triton kernels dumped at every level and compiled from each again, without a GPU, on several releases."""
 
 from __future__ import annotations
 
