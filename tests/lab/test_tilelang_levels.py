@@ -31,16 +31,14 @@ def code(cubin: bytes) -> list[str]:
     ("kernel", "arch"),
     [
         ("swapAB", "sm_90a"),
-        ("base", "sm_90a"),
-        ("splitK_swapAB", "sm_90a"),
         ("splitK", "sm_89"),  # two kernels in one cubin
         ("gemv_tilelang", "sm_100"),
-        ("rmsnorm_tilelang", "sm_120"),
         ("rmsnorm_tilelang", "sm_80"),
     ],
 )
 def test_every_level_leads_to_the_same_code(tmp_path: Path, kernel: str, arch: str) -> None:
-    written = dump(kernel, tmp_path, arch=arch)
+    sizes = {} if kernel == "rmsnorm_tilelang" else {"N": 256}
+    written = dump(kernel, tmp_path, arch=arch, K=512, **sizes)
     assert tuple(written.levels) == LEVELS["tilelang"]
     assert written.read_only == {}
     expected = code((tmp_path / "kernel.cubin").read_bytes())
