@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
-.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions lint format venv clean
+.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions lint format venv clean
 
 venv: $(STAMP)
 
@@ -48,14 +48,16 @@ demo: venv
 
 test: test-cpu test-interpreter test-sglang $(if $(HAS_GPU),test-gpu)
 
+INTERPRETED := $(addprefix tests/,backends/interpreter ops/interpreter lab/interpreter examples/interpreter)
+
 # Without a GPU tests/gpu is collected here too, so that the report names what was skipped and why.
 test-cpu: venv
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --ignore=tests/backends/interpreter --ignore=tests/ops/interpreter \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(addprefix --ignore=,$(INTERPRETED)) \
 	    $(if $(HAS_GPU),--ignore=tests/gpu) tests
 
 # Triton decides at import whether it interprets or compiles: these tests need a process of their own.
 test-interpreter: venv
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/interpreter tests/ops/interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) $(INTERPRETED)
 
 # The plugin in SGLang's own code, the oldest release that has plugins to the newest, each in an environment of
 # its own: a folder before ours on the path. SGLang finds no GPU there and loads none of its CUDA libraries.
@@ -83,6 +85,18 @@ test-tilelang-%: venv
 	    $(PIP_ARGS) --no-deps --target $(VENV)/tilelang-$* tilelang==$* 'z3-solver<4.15.5'
 	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -c 'import tilelang; assert tilelang.__version__.startswith("$*")'
 	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -m pytest -n $(JOBS) tests/core/test_kernels_compile.py tests/ops/test_tilelang_compile.py
+	PYTHONPATH=$(VENV)/tilelang-$* $(BIN)/python -m pytest -n $(JOBS) tests/lab/test_tilelang_levels.py -k 'swapAB or splitK'
+
+# The lab calls the compiler's stages, which change from release to release: the Triton of torch 2.11 besides the one
+# in the environment, unpacked beside it and put first on the path.
+TRITON_VERSIONS := 3.6.0
+test-triton-versions: $(addprefix test-triton-,$(TRITON_VERSIONS))
+
+test-triton-%: venv
+	test -e $(VENV)/triton-$*/triton || $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	    $(PIP_ARGS) --no-deps --target $(VENV)/triton-$* triton==$*
+	PYTHONPATH=$(VENV)/triton-$* $(BIN)/python -c 'import triton; assert triton.__version__.startswith("$*")'
+	PYTHONPATH=$(VENV)/triton-$* $(BIN)/python -m pytest -n $(JOBS) tests/lab/test_triton_levels.py
 
 # One process: timing and memory of the device are not shared.
 test-gpu: venv

@@ -10,12 +10,11 @@ with --launch-latency the table of launch latencies beside them. Ends with statu
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from tilelang_gemm_wrapper.core.conditions import record_conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.report import figure_text, markdown_table
+from tilelang_gemm_wrapper.core.results import write_rows
 from tilelang_gemm_wrapper.core.wrapper import tilelang_launch
 from tilelang_gemm_wrapper.lab import dump, launch_latency, run_from
 from tilelang_gemm_wrapper.lab.dumps import Dump, level_path
@@ -235,10 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(launch_latency.table(latency))
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        with (arguments.output / "lab.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        write_rows(arguments.output / "lab.csv", rows, LabRow)
         (arguments.output / "lab.md").write_text(text)
         if latency:
             launch_latency.write(arguments.output / "launch_latency.csv", latency)

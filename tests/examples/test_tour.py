@@ -44,8 +44,18 @@ def bench():
         patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
         patch.syspath_prepend(str(TOUR))
         yield importlib.import_module("benchmark_tour")
-        for name in ("benchmark_tour", "tour_checks", *(f"tour_step_{step}" for step in range(1, 7))):
+        for name in (
+            "benchmark_tour",
+            "tour_report",
+            "tour_checks",
+            *(f"tour_step_{step}" for step in range(1, 7)),
+        ):
             sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def tour_report(bench):
+    return sys.modules["tour_report"]
 
 
 # Compiled ahead of time ------------------------------------------------------------------------------------
@@ -390,24 +400,25 @@ def rows(bench):
     return found
 
 
-def test_the_report_has_every_figure(bench, rows):
-    text = bench.markdown(rows)
+def test_the_report_has_every_figure(bench, tour_report, rows):
+    text = tour_report.markdown(rows)
     assert text.startswith(f"# The kernels of the tour on {H100.name}\n")
     titles = [about.title for about in bench.PARTS.values()]
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [*titles, "Not timed"]
     assert "- step 6, TileLang: no\n" in text and "torch 2.0, tilelang 0.1, triton 3.0" in text
     cells = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in bench.table("fp8", rows).splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tour_report.table("fp8", rows).splitlines()
     ]
     assert cells[0][1:3] == ["step 5, Triton, µs", "step 6, TileLang, µs"]
     assert cells[2] == ["256", "16.00", "17.00", "18.00", "19.00"]
     assert cells[3] == ["4096", "16.00", "–", "18.00", "19.00"]
-    header, *lines = bench.table("fp16", rows).splitlines()
+    header, *lines = tour_report.table("fp16", rows).splitlines()
     assert header.rstrip("| ").endswith("chosen") and lines[1].rstrip("| ").endswith("64x64")
     assert f"{2 * 4096**3 / 12e-6 / 1e12:.1f}" in lines[2]
 
 
-def test_report_and_plot_of_a_csv(bench, rows, tmp_path, capsys):
+def test_report_and_plot_of_a_csv(bench, tour_report, rows, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "tour.csv"
     write_rows(path, rows, bench.TourRow)
@@ -416,14 +427,14 @@ def test_report_and_plot_of_a_csv(bench, rows, tmp_path, capsys):
         replace(row, gb_per_s=None, tflops=None) for row in rows
     ]
     assert bench.main(["--from-csv", str(path)]) == 0
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == bench.markdown(rounded)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tour_report.markdown(rounded)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert str(path.with_suffix(".png")) in capsys.readouterr().out
 
 
-def test_one_part_alone_makes_a_plot(bench, rows, tmp_path):
+def test_one_part_alone_makes_a_plot(tour_report, rows, tmp_path):
     pytest.importorskip("matplotlib")
-    bench.write_plot(tmp_path / "one.png", [row for row in rows if row.part == "copy"])
+    tour_report.write_plot(tmp_path / "one.png", [row for row in rows if row.part == "copy"])
     assert (tmp_path / "one.png").stat().st_size > 1000
 
 
@@ -494,9 +505,9 @@ def test_a_failed_run_writes_nothing(bench, simulated_gpu, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
-def test_published_reports_are_those_of_their_figures(bench, path):
+def test_published_reports_are_those_of_their_figures(bench, tour_report, path):
     rows = read_rows(path, bench.TourRow)
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == bench.markdown(rows)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tour_report.markdown(rows)
     assert path.with_suffix(".png").exists()
     device = KNOWN_DEVICES[rows[0].device]
     for row in rows:

@@ -6,10 +6,9 @@ call as a program makes it, the queue never full; and a launch in a CUDA graph, 
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..core.device import device_of
 from ..core.failure_text import first_line
 from ..core.host_overhead import host_us
 from ..core.report import figure_text, markdown_table
+from ..core.results import write_rows
 from ..core.timing import time_interleaved
 
 ARGUMENTS = (1, 5, 19)  # tensors: TritonBench's counts, but for its 0, which TileLang does not take
@@ -95,10 +95,7 @@ def launch_latency() -> list[LatencyRow]:
 def write(path: Path, rows: Sequence[LatencyRow]) -> None:
     """The rows as CSV, and their table as Markdown beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_rows(path, rows, LatencyRow)
     path.with_suffix(".md").write_text(table(rows))
 
 
