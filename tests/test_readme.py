@@ -38,6 +38,30 @@ def test_the_example_of_the_ops_runs() -> None:
     assert q.shape == (4, 2560) and scale.shape == (4, 20)
 
 
+@pytest.mark.parametrize(
+    ("document", "results"),
+    [("kernel-lab.md", ("lab.md", "launch_latency.md")), ("kernel-tour.md", ("tour.md",))],
+)
+def test_tables_of_documents_are_lines_of_results(document: str, results: tuple[str, ...]) -> None:
+    folder = REPOSITORY / "benchmarks/results/NVIDIA_H100_80GB_HBM3"
+    measured = {line for name in results for line in (folder / name).read_text().splitlines()}
+    lines = (REPOSITORY / "docs" / document).read_text().split("\n## ")
+    shown = [line for part in lines for line in part.splitlines() if re.match(r"\|.*\d\.\d|\| \d+ B", line)]
+    assert len(shown) >= 12
+    assert [line for line in shown if line not in measured] == []
+
+
+def test_the_example_of_the_lab_is_a_case(tmp_path: Path) -> None:
+    """The file that docs/kernel-lab.md shows, dumped by its name."""
+    pytest.importorskip("triton")
+    from tilelang_gemm_wrapper.lab import dump
+
+    text = (REPOSITORY / "docs/kernel-lab.md").read_text()
+    file = tmp_path / "example.py"
+    file.write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    assert list(dump(f"{file}:case", tmp_path / "dump").entries) == ["double"]
+
+
 def test_the_figures_are_those_of_the_results() -> None:
     script = [sys.executable, str(REPOSITORY / "benchmarks" / "update_readme.py"), "--check"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -56,7 +80,17 @@ def test_every_environment_variable_is_listed_once() -> None:
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "configs/README.md", "docs/ops.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "configs/README.md",
+        "docs/ops.md",
+        "docs/kernel-lab.md",
+        "docs/kernel-tour.md",
+    ],
+)
 def test_paths_that_documents_name_exist(document: str) -> None:
     path = REPOSITORY / document
     text = path.read_text()
