@@ -96,6 +96,8 @@ def test_other_edits_are_named(folder: Path) -> None:
     compiled = compile_from(folder / "kernel.ptx")
     assert not compiled.edited
     assert compiled.others_edited == ["ttir"]
+    (folder / "python" / "adding.py").unlink()  # not needed from here on
+    assert compile_from(folder / "kernel.ptx").others_edited == ["ttir"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -114,6 +116,9 @@ def test_running_needs_a_gpu(folder: Path) -> None:
         ("gemv_triton", {"config": {"block_M": 64}}, "gemv_triton has no config"),
         ("swapAB", {"config": {"block_M": 63, "block_N": 16, "threads": 256}}, "block_M = 63"),
         ("swapAB", {"N": 100}, "N = 100"),
+        ("swapAB", {"config": {"blockM": 64}}, "has no field blockM; its fields are block_K, block_M"),
+        ("triton_gemm", {"config": {"stages": 4}}, "the config has no field stages; its fields are block_M"),
+        ("triton_gemm", {"config": {"block_M": 64}}, "has no block_N, group_M, num_stages, num_warps; give"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_dumped(tmp_path: Path, kernel: str, options: dict[str, Any], reason: str) -> None:

@@ -129,6 +129,12 @@ def test_compilers_reasons_are_passed_on(swap_ab: Path) -> None:
             file.write_text(original)
 
 
+@pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
+def test_adas_gemm_compiles_for_newer_chips(tmp_path: Path, arch: str) -> None:
+    (resources,) = dump("swapAB", tmp_path, arch=arch, N=256, K=512).resources
+    assert "mma" in resources["instructions"]
+
+
 def test_a_chip_without_the_instructions_is_refused(tmp_path: Path) -> None:
     from tilelang_gemm_wrapper.lab.builtin_cases import BUILTIN, parameters_of
     from tilelang_gemm_wrapper.lab.kernels import build

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from .. import core
+from ..backends import triton as triton_backend
 from ..core import kernel_registry
 from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
 from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
 from ..core.default_choice import default_entries
-from ..core.device import KNOWN_DEVICES, Device
+from ..core.device import KNOWN_DEVICES, Device, device_of
 from ..core.workload import Workload, random_workload, reference
 from . import capture
 from .cases import Case, Launch, TileLangCase, TritonCase
@@ -37,10 +38,13 @@ class Builtin:
     sizes: tuple[str, ...] = ("M", "N", "K")
 
 
-def device_for(arch: str, name: str | None = None) -> Device:
-    """The chip that configs are judged for: the named one, else a full Hopper or, for all others, Ada."""
-    if name is not None:
-        return KNOWN_DEVICES[name]
+def device_for(arch: str) -> Device:
+    """The chip that configs are chosen and judged for: this machine's where it is of that architecture, else
+    a full Hopper or, for all others, an L40S."""
+    if torch.cuda.is_available():
+        here = device_of(torch.cuda.current_device())
+        if here.arch == arch:
+            return here
     return KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3" if arch == "sm_90a" else "NVIDIA_L40S"]
 
 
@@ -70,16 +74,40 @@ def gemm_config(
 ) -> KernelConfig:
     """The config of a GEMM kernel from its fields, or with none given the one chosen for M.
 
-    Raises ValueError where it is invalid for the architecture.
+    Raises ValueError for fields that are none, and where the config is invalid for the architecture.
     """
     device = device_for(arch)
     if not given:
         return chosen_config(kernel_type, M, N, K, device)
-    config = KernelConfig(kernel_type, **{"block_K": 128, "split_k": 1, **given})
+    _check_fields(given, {field.name for field in fields(KernelConfig)} - {"kernel_type"})
+    config = KernelConfig(kernel_type, **given)
     why_not = why_invalid(config, N, K, device)
     if why_not is not None:
         raise ValueError(f"the config is invalid on {arch}: {why_not}")
     return config
+
+
+def triton_tile(given: Mapping[str, int], M: int, N: int, K: int, arch: str) -> triton_backend.Tile:
+    """The tile of the Triton GEMM from its fields, all of them, or with none given the one for this shape.
+
+    Raises ValueError for fields that are none or missing.
+    """
+    if not given:
+        device = device_for(arch)
+        return triton_backend.choose_tile(M, N, K, device.sm_count, device.shared_memory_per_block)
+    names = {field.name for field in fields(triton_backend.Tile)}
+    _check_fields(given, names)
+    if missing := sorted(names - given.keys()):
+        raise ValueError(f"the config has no {', '.join(missing)}; give every field of the tile")
+    return triton_backend.Tile(**given)
+
+
+def _check_fields(given: Mapping[str, int], names: Set[str]) -> None:
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise ValueError(
+            f"the config has no field {', '.join(unknown)}; its fields are {', '.join(sorted(names))}"
+        )
 
 
 def _workload(device: str, M: int, N: int, K: int) -> Workload:
@@ -94,8 +122,7 @@ def _workload(device: str, M: int, N: int, K: int) -> Workload:
 def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -> TileLangCase:
     M, N, K = (parameters[name] for name in "MNK")
     config = KernelConfig(kernel_type, **parameters["config"])
-    # Hopper has kernels of its own; the plain tensor-core ones are written for Ada and run wherever e4m3
-    # does.
+    # Hopper has kernels of its own; the plain tensor-core ones, written for Ada, compile for all others.
     source_arch = "sm_90a" if arch == "sm_90a" else "sm_89"
 
     def launch(device: str) -> Launch:
@@ -113,24 +140,22 @@ def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -
 
     # It imports the kernel's module when it is called: an edited one, where the lab runs it.
     function = kernel_registry.build(N, K, config, source_arch)
-    return TileLangCase(function, launch, kernel_registry.pass_configs(source_arch))
+    pass_configs = kernel_registry.pass_configs(source_arch)
+    if source_arch != "sm_90a" and capability_of(arch) > 90:
+        # TileLang would specialise warps with Hopper's instructions, which these chips do not have.
+        pass_configs = {**pass_configs, "tl.disable_warp_specialized": True}
+    return TileLangCase(function, launch, pass_configs)
 
 
 def _triton_gemm(parameters: Mapping[str, Any], arch: str) -> TritonCase:
-    from ..backends import triton as backend
-
+    del arch  # the source is the same for all
     M, N, K = (parameters[name] for name in "MNK")
-    device = device_for(arch)
-    tile = (
-        backend.Tile(**parameters["config"])
-        if parameters["config"]
-        else backend.choose_tile(M, N, K, device.sm_count, device.shared_memory_per_block)
-    )
+    tile = triton_backend.Tile(**parameters["config"])
 
     def recorded(device: str) -> tuple[capture.TritonLaunch, Workload]:
         work = _workload(device, M, N, K)
         tensors = (work.A, work.A_scale, work.B, work.B_scale, work.empty_output())
-        return capture.triton_launch(lambda: backend.launch(*tensors, tile=tile)), work
+        return capture.triton_launch(lambda: triton_backend.launch(*tensors, tile=tile)), work
 
     def launch(device: str) -> Launch:
         found, work = recorded(device)
@@ -313,7 +338,8 @@ def parameters_of(kernel: str, given: Mapping[str, int | None], config: Mapping[
         chosen = gemm_config(kernel, config, parameters["M"], parameters["N"], parameters["K"], arch)
         parameters["config"] = {k: v for k, v in asdict(chosen).items() if k != "kernel_type"}
     elif kernel == "triton_gemm":
-        parameters["config"] = dict(config)
+        tile = triton_tile(config, parameters["M"], parameters["N"], parameters["K"], arch)
+        parameters["config"] = asdict(tile)
     elif config:
         raise ValueError(f"{kernel} has no config; it chooses its own by M, N and K")
     return parameters

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,11 @@ class LevelFile:
         changed = []
         for level in self.dump.levels:
             path = level_path(self.directory, level)
-            other = LevelFile(self.directory, self.dump, level, path)
-            if level != self.level and path.exists() and other.is_edited:
-                changed.append(level)
+            if level == self.level or not path.exists():
+                continue
+            with suppress(ValueError):  # files of the Python level may be gone: they are not needed here
+                if LevelFile(self.directory, self.dump, level, path).is_edited:
+                    changed.append(level)
         return changed
 
 
