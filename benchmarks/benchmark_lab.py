@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from tilelang_gemm_wrapper.backends import triton as triton_backend
-from tilelang_gemm_wrapper.core.bench_measure import Environment
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import record_conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import device_of
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.report import figure_text, markdown_table
 from tilelang_gemm_wrapper.core.results import write_rows
 from tilelang_gemm_wrapper.core.wrapper import tilelang_launch
@@ -123,15 +123,7 @@ def packages_result(written: Dump, M: int, N: int, K: int) -> Callable[[Run], to
 
 
 @dataclass(frozen=True, slots=True)
-class LabRow:
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
+class LabRow(Environment):
     kernel: str
     M: int
     N: int

@@ -30,9 +30,9 @@ from tilelang_gemm_wrapper.core.timing import why_impossible
 if TYPE_CHECKING:
     import torch
 
-    from tilelang_gemm_wrapper.core.bench_measure import Environment
     from tilelang_gemm_wrapper.core.conditions import Conditions
     from tilelang_gemm_wrapper.core.device import Device
+    from tilelang_gemm_wrapper.core.environment import Environment
     from tilelang_gemm_wrapper.core.timing import Recorder
 
 logger = logging.getLogger(__name__)
@@ -367,9 +367,9 @@ def _run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from tilelang_gemm_wrapper import warmup
-    from tilelang_gemm_wrapper.core.bench_measure import Environment
     from tilelang_gemm_wrapper.core.conditions import record_conditions
     from tilelang_gemm_wrapper.core.device import device_of
+    from tilelang_gemm_wrapper.core.environment import Environment
     from tilelang_gemm_wrapper.core.timing import TimingError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from op_rows import Cell, OpRow, bugs, ceiling_of, with_bandwidth, with_speedups
 
-from tilelang_gemm_wrapper.core.bench_measure import Environment, installed_version, stop_if_device_is_lost
+from tilelang_gemm_wrapper.core.bench_measure import stop_if_device_is_lost
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.environment import Environment, installed_version
 from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.timing import (
     Recorder,

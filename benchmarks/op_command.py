@@ -116,9 +116,10 @@ def _run(suite: Suite, cells: Sequence[Cell], options: argparse.Namespace) -> in
     import torch
     from op_benchmark import Session, measure_ceilings
 
-    from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError, Environment
+    from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
     from tilelang_gemm_wrapper.core.conditions import record_conditions
     from tilelang_gemm_wrapper.core.device import device_of
+    from tilelang_gemm_wrapper.core.environment import Environment
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     device = device_of(torch.cuda.current_device())

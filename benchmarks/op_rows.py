@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tilelang_gemm_wrapper.core.environment import Environment
+
 # The ceilings are medians of their own replays and vary by about as much from run to run; and of a rotation
 # of 4 x L2, L2 still finds up to 2 % of its lines. What lies further above was not read or not written.
 CEILING_NOISE = 0.02
@@ -27,7 +29,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OpRow:
+class OpRow(Environment):
     """One provider of one op at one shape. Where it could not run or ran wrong, `reason` says so.
 
     Times are microseconds a launch, cold; None where there is none. `bytes` must move at least: every input
@@ -37,14 +39,6 @@ class OpRow:
     is the provider whose time over this one's is `speedup`.
     """
 
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
     peers: str
     op: str
     shape: str

@@ -263,9 +263,9 @@ def facts() -> dict[str, str]:
     """Where this ran, for every row of the CSV."""
     import torch
 
-    from tilelang_gemm_wrapper.core.bench_measure import Environment
     from tilelang_gemm_wrapper.core.conditions import record_conditions
     from tilelang_gemm_wrapper.core.device import device_of
+    from tilelang_gemm_wrapper.core.environment import Environment
 
     environment = Environment.here(device_of(torch.cuda.current_device()).name, record_conditions().driver)
     return {"sglang": metadata.version("sglang"), **environment.as_fields()}

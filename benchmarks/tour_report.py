@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.report import figure_text, joined, markdown_table, range_text
 from tilelang_gemm_wrapper.core.results import gemm_flops
 from tilelang_gemm_wrapper.core.timing import L2_MULTIPLE
@@ -62,21 +63,13 @@ _METHOD = (
 
 
 @dataclass(frozen=True, slots=True)
-class TourRow:
+class TourRow(Environment):
     """One provider at one shape. Where it cannot run on this device, `reason` says so and figures are None.
 
     Times are microseconds a launch. `bytes` must move at least, each input read once and each output written
     once; M, N and K are 0 for the copy. `error` is the example's: for a copy 0, else `core.workload.error`.
     """
 
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
     part: str
     shape: str
     M: int

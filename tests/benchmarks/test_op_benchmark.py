@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import tilelang_gemm_wrapper
-from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError, Environment
+from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.results import read_rows, write_rows
 from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8
 

@@ -10,7 +10,7 @@ import torch
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import bench_measure, bench_providers
 from tilelang_gemm_wrapper.core.bench import PROVIDER_NAMES
-from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError, Environment
+from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
 from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Matrix, Refused
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import Conditions
@@ -18,6 +18,7 @@ from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.default_choice import default_entries
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.timing import Timing, TimingError
 from tilelang_gemm_wrapper.core.workload import random_workload, reference
 from tilelang_gemm_wrapper.core.wrapper import Gemm

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core.bench_measure import Environment
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.device import (
     ADA_SHARED_MEMORY,
@@ -23,6 +22,7 @@ from tilelang_gemm_wrapper.core.device import (
     KNOWN_DEVICES,
     cpu_device,
 )
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.results import read_rows, write_rows
 
 triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")

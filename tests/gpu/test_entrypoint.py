@@ -13,9 +13,9 @@ import torch
 from tilelang_gemm_wrapper import explain, gemm_nt_f8f8bf16, warmup
 from tilelang_gemm_wrapper.backends import backend
 from tilelang_gemm_wrapper.core import wrapper
-from tilelang_gemm_wrapper.core.bench_measure import Environment
 from tilelang_gemm_wrapper.core.conditions import record_conditions
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, canonical_name, device_of
+from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.host_overhead import host_overhead
 from tilelang_gemm_wrapper.core.workload import error, random_workload, reference
 

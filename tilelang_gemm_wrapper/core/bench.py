@@ -149,9 +149,10 @@ def why_cannot_run() -> str | None:
 def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> int:
     import torch
 
-    from .bench_measure import DeviceLostError, Environment, measure_shape
+    from .bench_measure import DeviceLostError, measure_shape
     from .compile_ahead import compile_ahead
     from .device import device_of
+    from .environment import Environment
     from .host_overhead import host_overhead
 
     device = device_of(torch.cuda.current_device())

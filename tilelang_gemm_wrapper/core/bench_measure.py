@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from .. import __version__
 from .bench_providers import PROVIDERS, Call, Matrix, Refused, chosen_kernel
 from .conditions import record_conditions
 from .device import Device, device_of
+from .environment import Environment
 from .failure_text import first_line
 from .results import Row, gemm_bytes, gemm_flops, with_ratios
 from .timing import Timing, TimingError, ideal_us, streaming_floor_us, time_interleaved, why_impossible
@@ -26,44 +23,6 @@ logger = logging.getLogger(__name__)
 
 class DeviceLostError(RuntimeError):
     """A kernel has poisoned the CUDA context; only a new process can measure on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What every row of one run has in common."""
-
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
-
-    @classmethod
-    def here(cls, device_name: str, driver: str | None) -> Environment:
-        return cls(
-            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            device=device_name,
-            driver=driver or "",
-            package=__version__,
-            torch=installed_version("torch"),
-            tilelang=installed_version("tilelang"),
-            triton=installed_version("triton"),
-            deep_gemm=installed_version("sgl-deep-gemm") or installed_version("deep-gemm"),
-        )
-
-    def as_fields(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def installed_version(distribution: str) -> str:
-    """Its version; "" where it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def measure_shape(

@@ -12,7 +12,7 @@ from .failure_text import first_line
 from .results import HostRow
 
 if TYPE_CHECKING:
-    from .bench_measure import Environment
+    from .environment import Environment
 
 TOKENS = 8
 CALLS = 20  # a batch: short enough that the launch queue never fills and no call waits for the device

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from .environment import Environment
 from .whole_file import replacing
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Cell = tuple[int, int, int]  # M, N, K
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Environment):
     """One provider on one (M, N, K). Where it could not run or ran wrong, `reason` says so; times are None.
 
     Times are microseconds a launch, cold weights. `floor_us` is the fastest plain read of the weights,
@@ -26,14 +27,6 @@ class Row:
     floor over p50. `x_deep_gemm` and `x_triton` say how many times as fast as those this provider is.
     """
 
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
     M: int
     N: int
     K: int
@@ -64,17 +57,9 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRow:
+class HostRow(Environment):
     """Host microseconds that one eager call takes, the device kept waiting for nothing."""
 
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
     M: int
     N: int
     K: int

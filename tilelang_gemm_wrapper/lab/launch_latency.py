@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..core.bench_measure import Environment
 from ..core.conditions import record_conditions
 from ..core.device import device_of
+from ..core.environment import Environment
 from ..core.failure_text import first_line
 from ..core.host_overhead import host_us
 from ..core.report import figure_text, markdown_table
@@ -29,18 +29,10 @@ _TILELANG_ARCH = "sm_90a"
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyRow:
+class LatencyRow(Environment):
     """Microseconds a launch. host: of the calling thread, over batches; graph: in a CUDA graph of launches
     one after another. reason: why there is no time."""
 
-    date: str
-    device: str
-    driver: str
-    package: str
-    torch: str
-    tilelang: str
-    triton: str
-    deep_gemm: str
     name: str
     arguments: int
     host_p20_us: float | None = None

@@ -73,9 +73,9 @@ class GpuBench:
         return self._device
 
     def environment(self) -> dict[str, Any]:
-        from tilelang_gemm_wrapper.core.bench_measure import Environment
         from tilelang_gemm_wrapper.core.compile_cache import code_version
         from tilelang_gemm_wrapper.core.conditions import record_conditions
+        from tilelang_gemm_wrapper.core.environment import Environment
 
         environment = asdict(Environment.here(self._device.name, record_conditions().driver))
         del environment["date"]
