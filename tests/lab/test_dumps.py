@@ -198,6 +198,7 @@ def test_diff(folder: Path, tmp_path: Path) -> None:
     (other / "kernel.cubin").write_bytes(b"another")
     text = diff(folder, other)
     assert "registers a thread" in text
+    assert re.search(r"spill loads, stores +\| 0, 0", text)
     assert "ttir: 2 lines differ" in text
     assert re.search(r"^\+.*dense<2.0", text, re.MULTILINE)
     assert "cubin: different" in text

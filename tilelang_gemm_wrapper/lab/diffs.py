@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.report import markdown_table
 from .dumps import LEVELS, Dump, level_path
+from .resources import SPILLS
 
 _FIGURES = (
     ("threads", "threads a CTA"),
@@ -28,9 +29,10 @@ _FIGURES = (
 def resource_table(columns: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """A Markdown table of kernels' resources, a column each; instruction kinds that none has are left out."""
     rows = [[label, *(_text(column.get(name)) for _, column in columns)] for name, label in _FIGURES]
-    kinds = dict.fromkeys(kind for _, column in columns for kind in column["instructions"])
-    for kind in kinds:
-        rows.append([kind, *(_text(column["instructions"].get(kind, 0)) for _, column in columns)])
+    counts = [column["instructions"] for _, column in columns]
+    rows.append(["spill loads, stores", *(_spills(by_kind) for by_kind in counts)])
+    for kind in dict.fromkeys(kind for by_kind in counts for kind in by_kind if kind not in SPILLS):
+        rows.append([kind, *(_text(by_kind.get(kind, 0)) for by_kind in counts)])
     return markdown_table(["", *(title for title, _ in columns)], rows)
 
 
@@ -89,6 +91,10 @@ def _level_difference(folders: Sequence[Path], level: str) -> Iterator[str]:
         one, other = (path / name if name else path for path in paths)
         texts = [file.read_text().splitlines() if file.is_file() else [] for file in (one, other)]
         yield from difflib.unified_diff(texts[0], texts[1], str(one), str(other), lineterm="", n=1)
+
+
+def _spills(counts: Mapping[str, int]) -> str:
+    return ", ".join(str(counts.get(kind, 0)) for kind in SPILLS)
 
 
 def _text(value: Any) -> str:

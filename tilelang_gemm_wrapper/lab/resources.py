@@ -37,12 +37,15 @@ KINDS = {
     "global store": Kind(r"STG", r"st\.global"),
     "shared load": Kind(r"LDS", r"ld\.(?:volatile\.)?shared"),
     "shared store": Kind(r"STS", r"st\.(?:volatile\.)?shared"),
-    "local load": Kind(r"LDL", r"ld\.local"),  # of registers spilt to memory, or of an indexed array
+    "local load": Kind(r"LDL", r"ld\.local"),  # of spilt registers, or of an indexed array
     "local store": Kind(r"STL", r"st\.local"),
     "float32 FMA": Kind(r"FFMA2?", r"fma\.rn(?:\.ftz)?\.f32"),
     "barrier": Kind(r"BAR", r"bar(?:rier)?\.(?:cta\.)?sync"),
     "mbarrier": Kind(r"SYNCS", r"mbarrier\."),
 }
+
+
+SPILLS = ("local load", "local store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,6 @@ class Resources:
     instructions: dict[str, int]  # static counts by `KINDS`, those that are not 0
     instruction_total: int
     counted_in: str  # "SASS" or "PTX"
-
-    @property
-    def spills(self) -> int:
-        """Loads and stores of local memory, where spilt registers go."""
-        return self.instructions.get("local load", 0) + self.instructions.get("local store", 0)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
