@@ -137,6 +137,13 @@ def test_user_functions_that_are_no_cases(tmp_path: Path) -> None:
         dump(f"{file}:case", tmp_path / "dump", N=4)
 
 
+@pytest.mark.parametrize("name", ["json.py", "triton.py", "my-kernel.py"])
+def test_a_file_named_like_another_module(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="cannot be imported as"):
+        dump(f"{tmp_path / name}:case", tmp_path / "dump")
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files than a dump; give an empty folder"):
@@ -144,10 +151,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_dump_is_written_over_an_earlier_one(folder: Path, original: Path) -> None:
-    replace(folder / "kernel.ptx", "add", "sub")
-    dump(Dump.read(original).kernel, folder)
-    assert (folder / "kernel.ptx").read_bytes() == (original / "kernel.ptx").read_bytes()
+def test_a_dump_takes_the_place_of_an_earlier_one(folder: Path) -> None:
+    dump("rmsnorm_triton", folder, K=512)
+    assert Dump.read(folder).kernel == "rmsnorm_triton"
+    assert not (folder / "python" / "adding.py").exists()
+
+
+@pytest.mark.parametrize("file", ["kernel.ptx", "python/adding.py"])
+def test_what_has_been_edited_is_not_overwritten(folder: Path, file: str) -> None:
+    replace(folder / file, "add", "sub")
+    level = "python" if "python" in file else "ptx"
+    with pytest.raises(ValueError, match=f"whose {level} has been edited, which would be lost"):
+        dump("rmsnorm_triton", folder)
+    assert "sub" in (folder / file).read_text()
 
 
 def test_modules_are_put_back(folder: Path) -> None:

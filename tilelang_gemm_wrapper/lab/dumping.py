@@ -34,8 +34,8 @@ def dump(
     that is tuned, or chosen, for M.
 
     Beside the levels lies `kernel.sass`, the disassembly, to read. Raises ValueError for a kernel, config or
-    architecture that does not exist, or a folder with other things in it; RuntimeError where the compiler
-    refuses the kernel for the architecture.
+    architecture that does not exist, or a folder with other or edited files in it; RuntimeError where the
+    compiler refuses the kernel for the architecture.
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch is {arch!r}; expected one of {', '.join(ARCHITECTURES)}")
@@ -48,12 +48,15 @@ def dump(
         if given:
             raise ValueError(f"{', '.join(given)} cannot be given with {kernel}: its function decides them")
         kernel, parameters = f"{user[0]}:{user[1]}", {}
-    directory = _folder(Path(to))
+    directory = Path(to)
+    earlier = _earlier_dump(directory)
     sources = kernels.installed_sources(kernel)
     with kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
         built = kernels.build(case, arch, "python", "", {})
         sources = {module: sources[module] for module in sources if module in loaded}
         written = _described(case, built, sources, kernel, parameters, arch)
+    if earlier is not None:
+        dumps.remove_levels(directory, earlier)
     dumps.write_levels(directory, built.levels, sources)
     sass = disassembly(built.cubin)
     if sass is not None:
@@ -99,16 +102,20 @@ def _described(
     )
 
 
-def _folder(path: Path) -> Path:
-    """An empty folder, or one that holds an earlier dump, which is overwritten."""
-    if path.is_dir() and any(path.iterdir()):
-        try:
-            Dump.read(path)
-        except ValueError as problem:
-            raise ValueError(
-                f"{path} holds other files than a dump; give an empty folder: {problem}"
-            ) from None
-    elif path.exists() and not path.is_dir():
+def _earlier_dump(path: Path) -> Dump | None:
+    """What is to be overwritten. Raises ValueError where that would lose an edit or other files."""
+    if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    if not path.is_dir() or not any(path.iterdir()):
+        return None
+    try:
+        earlier = Dump.read(path)
+    except ValueError as problem:
+        raise ValueError(f"{path} holds other files than a dump; give an empty folder: {problem}") from None
+    edited = dumps.edited_levels(path, earlier)
+    if edited:
+        raise ValueError(
+            f"{path} holds a dump whose {', '.join(edited)} has been edited, which would be lost; give "
+            f"another folder"
+        )
+    return earlier

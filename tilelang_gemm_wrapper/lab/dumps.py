@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -118,15 +119,18 @@ class LevelFile:
 
     def others_edited(self) -> list[str]:
         """Other levels whose files are not as they were dumped: they take no part in a run from this one."""
-        changed = []
-        for level in self.dump.levels:
-            path = level_path(self.directory, level)
-            if level == self.level or not path.exists():
-                continue
-            with suppress(ValueError):  # files of the Python level may be gone: they are not needed here
-                if LevelFile(self.directory, self.dump, level, path).is_edited:
-                    changed.append(level)
-        return changed
+        return [level for level in edited_levels(self.directory, self.dump) if level != self.level]
+
+
+def edited_levels(directory: Path, dump: Dump) -> list[str]:
+    """The levels whose files are there, but not as they were dumped."""
+    edited = []
+    for level in dump.levels:
+        path = level_path(directory, level)
+        with suppress(ValueError):  # of a Python level that lacks files
+            if path.exists() and LevelFile(directory, dump, level, path).is_edited:
+                edited.append(level)
+    return edited
 
 
 def digest_of(file: LevelFile) -> str:
@@ -154,6 +158,15 @@ def write_levels(directory: Path, levels: Mapping[str, str | bytes], sources: Ma
             path.write_bytes(content)
         else:
             path.write_text(content)
+
+
+def remove_levels(directory: Path, dump: Dump) -> None:
+    for level in dump.levels:
+        path = level_path(directory, level)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def why_foreign(file: LevelFile, content: str | bytes) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,11 @@ def split_user_kernel(kernel: str) -> tuple[Path, str] | None:
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"{path} does not exist; {kernel!r} names a function in it")
+    spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    if not path.stem.isidentifier() or (spec is not None and spec.origin != str(path)):
+        raise ValueError(
+            f"{path} cannot be imported as {path.stem!r}: no name, or another module's; rename it"
+        )
     return path, function
 
 
@@ -56,8 +63,6 @@ def case_of(
 
 
 def _user_case(path: Path, function: str, arch: str) -> Case:
-    import importlib
-
     sys.path.insert(0, str(path.parent))  # for what the file imports from beside it
     try:
         module = importlib.import_module(path.stem)
