@@ -155,6 +155,10 @@ def test_a_dump_takes_the_place_of_an_earlier_one(folder: Path) -> None:
     dump("rmsnorm_triton", folder, K=512)
     assert Dump.read(folder).kernel == "rmsnorm_triton"
     assert not (folder / "python" / "adding.py").exists()
+    with pytest.raises(RuntimeError, match="fp8e4nv not supported"):
+        dump("triton_gemm", folder, arch="sm_80")
+    assert Dump.read(folder).kernel == "rmsnorm_triton"  # one that fails takes nobody's place
+    assert compile_from(folder / "kernel.ptx").built.launches
 
 
 @pytest.mark.parametrize("file", ["kernel.ptx", "python/adding.py"])
