@@ -27,7 +27,7 @@ def triton_launch(launch: Callable[[], Any]) -> TritonLaunch:
         del warmup
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         defaults = {p.name: p.default for p in kernel.params if p.has_default}
-        bound = {name: value for name in kernel.arg_names for value in [_first(name, given, defaults)]}
+        bound = {name: _first(name, given, defaults) for name in kernel.arg_names}
         options = {name: value for name, value in named.items() if name not in bound}
         found.append(TritonLaunch(kernel, grid(bound) if callable(grid) else tuple(grid), bound, options))
 

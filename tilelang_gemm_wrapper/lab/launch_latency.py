@@ -25,7 +25,6 @@ from ..core.results import write_rows
 from ..core.timing import time_interleaved
 
 ARGUMENTS = (1, 5, 19)  # tensors: TritonBench's counts, but for its 0, which TileLang does not take
-_TILELANG_ARCH = "sm_90a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ def launch_latency() -> list[LatencyRow]:
     environment = Environment.here(device.name, record_conditions().driver)
     calls: dict[tuple[str, int], Callable[[int], Any]] = {}
     reasons: dict[tuple[str, int], str] = {}
-    for key, make in _makers().items():
+    makers = _makers(device.arch)
+    for key, make in makers.items():
         try:
             call = make()
             call(0)
@@ -65,7 +65,7 @@ def launch_latency() -> list[LatencyRow]:
         host = host_us(by_name, torch.cuda.synchronize)
         graph = time_interleaved(by_name, 1)
     rows = []
-    for key in _makers():
+    for key in makers:
         name = f"{key[0]} {key[1]}"
         common = LatencyRow(**environment.as_fields(), name=key[0], arguments=key[1])
         if key in reasons:
@@ -113,7 +113,7 @@ def table(rows: Sequence[LatencyRow]) -> str:
     )
 
 
-def _makers() -> Mapping[tuple[str, int], Callable[[], Callable[[int], Any]]]:
+def _makers(arch: str) -> Mapping[tuple[str, int], Callable[[], Callable[[int], Any]]]:
     """Each launch by (name, number of tensors), as a function that prepares it."""
     makers: dict[tuple[str, int], Callable[[], Callable[[int], Any]]] = {
         ("torch: fill one value in place", 1): _torch_fill
@@ -121,8 +121,8 @@ def _makers() -> Mapping[tuple[str, int], Callable[[], Callable[[int], Any]]]:
     for count in ARGUMENTS:
         makers["Triton: JIT call", count] = partial(_triton_nop, count)
         makers["Triton: compiled kernel", count] = partial(_triton_nop, count, compiled=True)
-        makers["TileLang: kernel object", count] = partial(_tilelang_nop, count, bare=False)
-        makers["TileLang: TVM-FFI function", count] = partial(_tilelang_nop, count, bare=True)
+        makers["TileLang: kernel object", count] = partial(_tilelang_nop, count, arch, bare=False)
+        makers["TileLang: TVM-FFI function", count] = partial(_tilelang_nop, count, arch, bare=True)
     makers["FP8 GEMM 8×512×512: this package", 5] = partial(_gemm, "tilelang_gemm")
     makers["FP8 GEMM 8×512×512: its kernel, bare", 5] = partial(_gemm, "bare_kernel")
     makers["FP8 GEMM 8×512×512: DeepGEMM", 5] = partial(_gemm, "deep_gemm")
@@ -151,12 +151,12 @@ def _triton_nop(count: int, *, compiled: bool = False) -> Callable[[int], Any]:
     return lambda _: kernel[(1,)](*tensors)
 
 
-def _tilelang_nop(count: int, *, bare: bool) -> Callable[[int], Any]:
+def _tilelang_nop(count: int, arch: str, *, bare: bool) -> Callable[[int], Any]:
     from ..core.compile_cache import entry_function, tilelang_module
     from ._tilelang_nops import TILELANG_NOPS
 
     kernel = tilelang_module().compile(
-        TILELANG_NOPS[count], target={"kind": "cuda", "arch": _TILELANG_ARCH}, execution_backend="tvm_ffi"
+        TILELANG_NOPS[count], target={"kind": "cuda", "arch": arch}, execution_backend="tvm_ffi"
     )
     launch, tensors = (entry_function(kernel) if bare else kernel), _tensors(count)
     return lambda _: launch(*tensors)

@@ -72,11 +72,9 @@ def compile_from(path: str | Path) -> Compiled:
             )
     if file.level in dump.read_only:
         raise ValueError(f"{file.path} is for reading only: {dump.read_only[file.level]}")
-    sources, content = installed, b""  # type: tuple[dict[str, str], str | bytes]
-    if file.level == "python":
-        sources = installed | file.sources()
-    else:
-        content = file.content()
+    sources = installed | file.sources() if file.level == "python" else installed
+    content = "" if file.level == "python" else file.content()
+    if file.level != "python":
         why_not = dumps.why_foreign(file, content)
         if why_not is not None:
             raise ValueError(why_not)

@@ -17,6 +17,7 @@ from ..core.compile_cache import tilelang_module
 _OPERATORS = ("tl.tileop.", "tl.")
 _TIR_OPERATORS = ("tirx.", "tir.")  # the second up to TileLang 0.1.11
 _PARSED_NARROWLY = ("tvm_storage_sync",)  # TVMScript's function takes fewer arguments than TileLang gives
+_STRINGS = ("ffi.String", "runtime.String")  # as the releases of TileLang name them
 _LOOPS = ("serial", "parallel", "unroll", "vectorized", "thread_binding")
 _BLOCK_ATTRIBUTES = ("sblock_attr", "block_attr")  # the second up to TileLang 0.1.11
 
@@ -119,8 +120,8 @@ def _metadata(function: Any) -> dict[str, list[Any]]:
     def collect(value: Any) -> None:
         if isinstance(value, str):
             if "\n" in value:
-                found.setdefault(_STRING, []).append(value)
-                found.setdefault("runtime.String", []).append(value)
+                for kind in _STRINGS:
+                    found.setdefault(kind, []).append(value)
         elif isinstance(value, Mapping) or hasattr(value, "items"):
             for item in value.values():
                 collect(item)
@@ -133,9 +134,6 @@ def _metadata(function: Any) -> dict[str, list[Any]]:
 
     tir.stmt_functor.post_order_visit(function.body, visit)
     return found
-
-
-_STRING = "ffi.String"
 
 
 def _tir() -> Any:
