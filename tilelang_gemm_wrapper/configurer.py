@@ -52,8 +52,12 @@ def tilelang_enabled() -> bool:
 def static_weights() -> bool:
     """TILELANG_GEMM_STATIC_WEIGHTS, off by default: whether kernels may read the weights ahead of their turn.
 
-    On Hopper all kernels then read their first weight tiles while the preceding kernel of the
-    stream still runs. It is for processes in which that kernel never writes B, as in a serving engine.
+    On Hopper a GEMM then loads its first weights while kernels before it in the stream still run. Whoever
+    sets it promises: between the last write of B or B_scale and the GEMM that reads it, the stream has a
+    launch that waits for all before it. Any kernel of PyTorch's, a copy, an event that is waited for, the
+    start of a CUDA graph or a synchronisation is one. A kernel that starts early by programmatic dependent
+    launch, as this package's own do, is none: a chain of those may reach back to the writer. Where the
+    promise is broken, results may be of the old weights, without an error.
     """
     return _switch(STATIC_WEIGHTS, default=False)
 
