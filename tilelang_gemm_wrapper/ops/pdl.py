@@ -1,9 +1,9 @@
 """Programmatic dependent launch: on Hopper a kernel may be set up while the one before it still runs.
 
 Every kernel of the ops waits for that one before it reads or writes anything, so results are those of one
-after the other; what overlaps is the launch. Its own successor is let go before that wait: a layer's chain is up
-to 5 % faster for it (docs/hopper-speed.md), and a GEMM with static weights behind it may start while the kernel
-two launches back still runs.
+after the other; what overlaps is the launch. It lets its own successor go before that wait, which makes a
+layer's chain up to 5 % faster (docs/hopper-speed.md). A GEMM with static weights behind it may therefore
+start while the kernel two launches back still runs.
 """
 
 from __future__ import annotations

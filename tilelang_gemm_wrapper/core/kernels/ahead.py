@@ -3,8 +3,8 @@
 With programmatic dependent launch a kernel starts while its predecessor still runs, and may touch only after
 the wait (`T.pdl_sync`) what that one reads or writes: the tokens, their scales and the memory of C. Bringing
 weights into L2 need not wait, whoever writes them: writes go there too, and the loads that follow the wait
-find them. Loading them into shared memory must, unless it is known that no kernel writes them which may still run
-("static weights"). Predecessors start early too, so that the one that still runs may be several launches back:
+find them. Loading them into shared memory must, unless it is known that no kernel that may still run writes
+them ("static weights"). Predecessors start early too, so such a kernel may be several launches back:
 `configurer.static_weights` says what has to lie between.
 """
 
