@@ -339,7 +339,8 @@ _FLAGS = "tl.device_compile_flags"
 
 def _marker(job: CompileJob) -> Path:
     """An empty file that says: this job's kernel is in the cache. Named by all that decides the binary."""
-    identity = [_tilelang(), compiler_version(), kernel_registry.identity(job.arch), job.to_json()]
+    options = kernel_registry.build_options(job.arch)
+    identity = [code_version(), compiler_version(), options, job.to_json()]
     return cache_directory() / kernel_cache.NOTES / _digest(identity)[:32]
 
 
@@ -368,17 +369,13 @@ def code_version() -> str:
     Two runs with the same have the same kernels, as far as nvcc (`compiler_version`) is the same too. A
     comment or a change of layout does not change it.
     """
-    identity = [kernel_registry.identity(arch) for arch in kernel_registry.ARCHITECTURES]
-    return f"{_tilelang()} kernels {_digest(identity)}"
+    options = [kernel_registry.build_options(arch) for arch in kernel_registry.ARCHITECTURES]
+    tilelang = installed_version("tilelang") or "none"
+    return f"tilelang {tilelang} kernels {_digest([kernel_registry.sources(), options])}"
 
 
 def _digest(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _tilelang() -> str:
-    return f"tilelang {installed_version('tilelang') or 'none'}"
 
 
 @lru_cache(maxsize=1)

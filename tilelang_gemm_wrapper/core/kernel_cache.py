@@ -128,7 +128,7 @@ def _try_to_write(directory: Path) -> None:
 
 
 def _reason(error: OSError) -> str:
-    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return error.strerror or str(error)
 
 
 def _is_about(problem: Exception, directory: Path) -> TypeGuard[OSError]:

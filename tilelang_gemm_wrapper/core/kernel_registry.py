@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -61,18 +60,16 @@ def pass_configs(arch: str) -> dict[str, Any]:
     return _PASS_CONFIGS[arch]
 
 
-def identity(arch: str) -> dict[str, Any]:
-    """What decides a kernel for `arch` beside its job, TileLang and nvcc; TileLang is not imported for it."""
+def build_options(arch: str) -> dict[str, Any]:
+    """What is built into every kernel for `arch`, whatever its job."""
     return {
-        "sources": _sources(),
         "pass_configs": _PASS_CONFIGS.get(arch),
         "lanes_that_arrive": build_settings.lanes_that_arrive,
     }
 
 
-@lru_cache(maxsize=1)
-def _sources() -> str:
-    """Names the code that builds kernels; comments, layout and the search space have no part in it."""
+def sources() -> str:
+    """Names the code that builds kernels: comments, layout and the search space have no part in it."""
     builders = [
         (f"{kernels.__name__}.{module}", arch) for module in _MODULES.values() for arch in ARCHITECTURES
     ]
