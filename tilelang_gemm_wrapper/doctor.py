@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata, util
@@ -207,23 +208,26 @@ def _cache() -> str:
     try:
         directory = kernel_cache.wanted_directory()
     except RuntimeError:
-        return f"  there is no home directory to keep kernels in: {_LOST}"
+        return f"  there is no home directory to keep kernels in: {_without_a_cache()}"
     why = kernel_cache.why_unwritable(directory)
     if not directory.is_dir():
         if why:
-            return f"  {directory}: does not exist and CANNOT be created ({why}): {_LOST}"
+            return f"  {directory}: does not exist and CANNOT be created ({why}): {_without_a_cache()}"
         return f"  {directory}: does not exist yet and can be created"
     count, size = _contents(directory)
     has = f"{count} files, {size / 2**20:.1f} MiB"
     if why:
-        return f"  {directory}: {has}, which are used, but it is NOT WRITABLE ({why}): {_LOST}"
+        return f"  {directory}: NOT WRITABLE ({why}), {has}: {_without_a_cache()}"
     return f"  {directory}: writable, {has}"
 
 
-_LOST = (
-    "kernels that are not there are compiled anew by every program, into a temporary directory; "
-    f"{kernel_cache.REMEDY}"
-)
+def _without_a_cache() -> str:
+    """What becomes of kernels that the cache has not and does not take."""
+    try:
+        where = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        return f"what is not there cannot be compiled, for want of a place ({error.strerror})"
+    return f"every program compiles what is not there anew, below {where}; {kernel_cache.REMEDY}"
 
 
 def _contents(directory: Path) -> tuple[int, int]:

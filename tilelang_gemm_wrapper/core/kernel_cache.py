@@ -28,6 +28,7 @@ NOTES = f"{OWN_FOLDERS}compiled"  # the folder of what is noted of kernels
 REMEDY = f"set {configurer.CACHE_DIR} to a directory that can be written and is kept"
 _KERNEL = re.compile(r"[0-9a-f]{64}")  # TileLang's folders that hold one kernel each, whole
 _UNFINISHED = (".staging", "tmp")  # TileLang's folders of what is being written
+_NO_HOME = "there is no home directory"
 _PROBE = bytes(1 << 20)  # about a kernel: less may still fit on a disk that is full
 
 _in_use: dict[Path | None, Path] = {}  # by what the user means
@@ -61,6 +62,27 @@ def known_directory() -> Path | None:
     return _in_use.get(wanted, wanted)
 
 
+def lend_to(variable: str, usual: str) -> None:
+    """Have another library keep its kernels in our directory, where it cannot write into its own.
+
+    variable: of the environment, names the library's directory; `usual` is that where it is not set. Called
+    before the library compiles. Without this its first kernel would cost the call.
+    """
+    try:
+        directory = Path(os.environ.get(variable) or usual).expanduser()
+        why = why_unwritable(directory)
+    except RuntimeError:
+        directory, why = Path(usual), _NO_HOME
+    if why is not None:
+        ours = cache_directory() / f"{OWN_FOLDERS}{variable.lower()}"
+        logger.info("%s cannot be written (%s): %s is %s from now on", directory, why, variable, ours)
+        os.environ[variable] = str(ours)
+
+
+def lend_to_triton() -> None:
+    lend_to("TRITON_CACHE_DIR", f"{os.environ.get('TRITON_HOME') or '~'}/.triton/cache")
+
+
 def given_up_for(problem: Exception) -> bool:
     """Keep kernels elsewhere from now on if the directory is what `problem` comes from; whether it is so."""
     wanted, _ = _wanted()
@@ -89,7 +111,7 @@ def _wanted() -> tuple[Path | None, str | None]:
     try:
         return wanted_directory(), None
     except RuntimeError:
-        return None, "there is no home directory for it"
+        return None, _NO_HOME
 
 
 def _usable(wanted: Path | None, why: str | None) -> Path:
