@@ -3,8 +3,8 @@
     python benchmarks/sanitize_tilelang_gemm.py
 
 Writes what the tools print to benchmarks/results/<device>/sanitizer.txt; ends with status 1 where they find
-anything. Under racecheck every lane arrives at the barriers for itself (`roles.lanes_that_arrive` says why);
-all else is as it is shipped.
+anything. Under racecheck every lane arrives at the barriers for itself, for the reason that stands in
+core/kernels/build_settings.py; all else is as it is shipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ N, K, M = 192, 1024, 21
 
 
 def set_lanes(lanes: int) -> None:
-    from tilelang_gemm_wrapper.core.kernels import roles
+    from tilelang_gemm_wrapper.core.kernels import build_settings
 
-    roles.lanes_that_arrive = lanes
+    build_settings.lanes_that_arrive = lanes
 
 
 def compile_variant(job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -121,6 +122,49 @@ def test_cache_directory_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert doctor._cache() == f"  {tmp_path / 'cache'}: writable, 1 files, 3.0 MiB"
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert "NOT WRITABLE" in doctor._cache()
+
+
+@pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/foo", "/proc/self/task/foo"])
+def test_a_cache_that_cannot_be_made_is_not_said_to_be_possible(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of /proc allow root to write there, which it refuses all the same."""
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", place)
+    said = doctor._cache()
+    assert said.startswith(f"  {place}: does not exist and CANNOT be created (")
+    assert "can be created" not in said and "set TILELANG_GEMM_CACHE_DIR to" in said
+
+
+def test_a_cache_that_cannot_be_written_says_what_will_happen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "k.so").write_bytes(bytes(1 << 20))
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    said = doctor._cache()
+    assert "NOT WRITABLE (No space left on device), 1 files, 1.0 MiB: every program compiles" in said
+    assert f"below {tempfile.gettempdir()}; set TILELANG_GEMM_CACHE_DIR to" in said
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError(2, "none")))
+    assert "cannot be compiled, for want of a place (none)" in doctor._cache()
+
+
+def test_a_cache_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TILELANG_GEMM_CACHE_DIR", "TILELANG_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert doctor._cache().startswith("  there is no home directory to keep kernels in: ")
+
+
+def test_looking_at_the_cache_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path / "not" / "there"))
+    doctor._cache()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_environment_shows_what_is_set_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 import tilelang_gemm_wrapper
 from tilelang_gemm_wrapper import backends, configurer, entrypoint, explain, gemm_nt_f8f8bf16, warmup
-from tilelang_gemm_wrapper.core import compile_cache, wrapper
+from tilelang_gemm_wrapper.core import compile_cache, kernel_cache, wrapper
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import Entry
@@ -367,6 +369,42 @@ def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
     warmup(iter([(6144, 2560)]), m_max=8192, device=0, progress=False)
     assert [job.config for job in done[0][1]] == [SWAP, SPLIT]
     assert ("deep_gemm", 6144, 2560, [65, 128, 256, 512], cuda) in done
+
+
+@pytest.mark.parametrize("trouble", ["no cache", "no locks", "no standard error"])
+def test_warmup_survives_its_bookkeeping(monkeypatch, tmp_path, trouble):
+    """As above; every kernel is compiled by the workers, loaded and warmed."""
+    choices = (Choice("swapAB", SWAP, "test", ""), Choice("triton", None, "test", ""))
+    loaded, warmed = [], []
+    for name, value in (("is_available", True), ("is_current_stream_capturing", False), ("device_count", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(wrapper, "device_of", lambda index: H200)
+    monkeypatch.setattr(
+        wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64), choices)
+    )
+    monkeypatch.setattr(wrapper, "compile_kernel", lambda job: loaded.append(job) or print)
+    monkeypatch.setattr(backends.backend("triton"), "warmup", lambda *shape: warmed.append(shape))
+
+    def run_jobs(jobs, workers, progress):
+        progress(len(jobs), len(jobs))
+        return []
+
+    monkeypatch.setattr(compile_cache, "run_jobs", run_jobs)
+    monkeypatch.setattr(kernel_cache, "_in_use", {})
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path))
+    if trouble == "no cache":
+        monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", "/dev/null/cache")
+    elif trouble == "no locks":
+        monkeypatch.setattr("fcntl.flock", _no_locks)
+    else:
+        monkeypatch.setattr(sys, "stderr", open("/dev/full", "w"))  # noqa: SIM115
+    assert warmup([(6144, 2560)], m_max=64, device=0) == 1
+    assert loaded == [CompileJob(6144, 2560, SWAP, "sm_90a")]
+    assert [shape[2] for shape in warmed] == [[9, 16, 32, 64]]
+
+
+def _no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def test_public_names():

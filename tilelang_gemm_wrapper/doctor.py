@@ -12,13 +12,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 
 from tilelang_gemm_wrapper import __version__, configurer
 from tilelang_gemm_wrapper.config_reports import columns, files_in
-from tilelang_gemm_wrapper.core.compile_cache import cache_directory
+from tilelang_gemm_wrapper.core import kernel_cache
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, cpu_device, device_of
 
 # Distribution names, the oldest release that works, and what it is for.
@@ -203,24 +205,39 @@ def _config_directories(device: Device) -> str:
 
 
 def _cache() -> str:
-    directory = cache_directory()
+    try:
+        directory = kernel_cache.wanted_directory()
+    except RuntimeError:
+        return f"  there is no home directory to keep kernels in: {_without_a_cache()}"
+    why = kernel_cache.why_unwritable(directory)
     if not directory.is_dir():
-        parent = next(path for path in (directory, *directory.parents) if path.exists())
-        able = "can" if os.access(parent, os.W_OK) else "CANNOT"
-        return f"  {directory}: does not exist yet and {able} be created"
-    writable = "writable" if os.access(directory, os.W_OK) else "NOT WRITABLE: every process compiles anew"
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    return f"  {directory}: {writable}, {len(files)} files, {_size(files) / 2**20:.1f} MiB"
+        if why:
+            return f"  {directory}: does not exist and CANNOT be created ({why}): {_without_a_cache()}"
+        return f"  {directory}: does not exist yet and can be created"
+    count, size = _contents(directory)
+    has = f"{count} files, {size / 2**20:.1f} MiB"
+    if why:
+        return f"  {directory}: NOT WRITABLE ({why}), {has}: {_without_a_cache()}"
+    return f"  {directory}: writable, {has}"
 
 
-def _size(files: list[Path]) -> int:
-    total = 0
-    for path in files:
-        try:
-            total += path.stat().st_size
-        except OSError:  # another process tidies up
-            continue
-    return total
+def _without_a_cache() -> str:
+    """What becomes of kernels that the cache has not and does not take."""
+    try:
+        where = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        return f"what is not there cannot be compiled, for want of a place ({error.strerror})"
+    return f"every program compiles what is not there anew, below {where}; {kernel_cache.REMEDY}"
+
+
+def _contents(directory: Path) -> tuple[int, int]:
+    """How many files there are, and their bytes."""
+    sizes = []
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):  # another process tidies up
+                sizes.append(os.stat(os.path.join(folder, name)).st_size)
+    return len(sizes), sum(sizes)
 
 
 def _environment() -> str:

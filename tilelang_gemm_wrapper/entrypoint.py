@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.compiler import is_compiling
-from tqdm import tqdm
 
 from tilelang_gemm_wrapper import backends
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
@@ -16,6 +15,7 @@ from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name, cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import build_table
 from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
+from tilelang_gemm_wrapper.core.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +120,7 @@ def warmup(
         if choice.config is not None
     ]
     missing = sum(not compile_cache.is_compiled(job) for job in dict.fromkeys(jobs))
-    with tqdm(total=0, unit="kernel", desc="compiling FP8 GEMM kernels", disable=not progress) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("compiling FP8 GEMM kernels", "kernel", progress) as show:
         for failure in compile_cache.compile_many(jobs, show):
             logger.warning("%s", failure)
     backends_named: list[tuple[wrapper.Gemm, int]] = []

@@ -104,6 +104,29 @@ def test_what_is_killed_takes_along_what_it_has_started(hanging: Path) -> None:
     assert process.stdin.closed and process.stdout.closed
 
 
+ORPHAN = """
+import os, sys, time
+from tilelang_gemm_wrapper.core import child_process
+child_process.begin()
+open(sys.argv[1], "w").write(f"{os.getpid()}")
+time.sleep(3600)
+"""
+
+
+def test_a_process_whose_parent_was_gone_before_it_looked_ends(tmp_path: Path) -> None:
+    """Its parent by then is another, which stays."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    environment = {**os.environ, child_process._PARENT: str(gone.pid), "PYTHONPATH": str(ROOT)}
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(tmp_path / "pid")], env=environment, start_new_session=True
+    )
+    try:
+        assert orphan.wait(SOON_S) == -signal.SIGKILL
+    finally:
+        orphan.kill()
+
+
 def test_killing_what_has_ended_is_no_error() -> None:
     process = child_process.start("this", environment={**os.environ}, stderr=subprocess.DEVNULL)
     process.wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import child_process, compile_cache
+from tilelang_gemm_wrapper.core import child_process, compile_cache, kernel_cache, kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_many
 from tilelang_gemm_wrapper.core.config import KernelConfig
 
@@ -27,6 +30,8 @@ from tilelang_gemm_wrapper.core import compile_cache
 def compile_kernel(job):
     print("a compiler talks", flush=True)
     time.sleep(0.01)
+    if job.N == 12:
+        time.sleep(3600)
     if job.N == 13:
         os._exit(7)
     if job.N == 14:
@@ -57,6 +62,9 @@ def job(n, k=128):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path))
     monkeypatch.setenv(configurer.COMPILE_WORKERS, "2")
+    monkeypatch.setattr(kernel_cache, "_in_use", {})
+    monkeypatch.setattr(compile_cache, "_timed_out", {})
+    compile_cache.compiler_version()  # asked of nvcc once, before a test replaces processes
     return tmp_path
 
 
@@ -125,41 +133,6 @@ def test_what_is_compiled_is_skipped(worker, cache):
     assert compile_many([job(16)], lambda *progress: shown.append(progress)) == []
     assert shown == []
     assert compile_many([]) == []
-
-
-def test_all_that_decides_the_binary_names_the_marker(monkeypatch, cache):
-    jobs = [
-        job(16),
-        job(32),
-        job(16, 256),
-        CompileJob(16, 128, SWAP, "sm_89"),
-        CompileJob(16, 128, KernelConfig("swapAB", 64, 16, 128, 3, 128), "sm_90a"),
-    ]
-    markers = {compile_cache._marker(each) for each in jobs}
-    assert len(markers) == len(jobs)
-    assert {marker.parent.parent for marker in markers} == {cache}
-    monkeypatch.setattr(compile_cache, "code_version", lambda: "another tilelang, or other kernels")
-    assert compile_cache._marker(job(16)) not in markers
-
-
-def test_the_marker_follows_tilelang_and_the_kernel_sources(monkeypatch):
-    read = Path.read_bytes
-    compile_cache.code_version.cache_clear()
-    before = compile_cache.code_version()
-    try:
-        for changed in ("base.py", "roles.py", "ada.py"):
-            with monkeypatch.context() as patch:
-                patch.setattr(
-                    Path, "read_bytes", lambda path, c=changed: read(path) + b"#" * (path.name == c)
-                )
-                compile_cache.code_version.cache_clear()
-                assert compile_cache.code_version() != before
-        with monkeypatch.context() as patch:
-            patch.setattr(compile_cache, "version", lambda name: "0.1.99")
-            compile_cache.code_version.cache_clear()
-            assert compile_cache.code_version() != before
-    finally:
-        compile_cache.code_version.cache_clear()
 
 
 def test_a_failure_costs_that_job_alone(worker, cache):
@@ -247,3 +220,167 @@ def test_of_several_processes_one_compiles_and_the_others_find_it_done(worker, c
         rank.join(60)
     assert results == [[], [], []]
     assert len((cache / "log").read_text().splitlines()) == 3
+
+
+# ---- bookkeeping costs nothing
+
+
+NOT_TO_BE_WRITTEN = [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EIO]
+
+
+@pytest.fixture
+def tilelang(monkeypatch):
+    """Stands for TileLang; gives what it was asked to compile."""
+    asked = []
+    monkeypatch.setattr(compile_cache, "tilelang_module", lambda: None)
+    monkeypatch.setattr(kernel_registry, "build", lambda N, *_: N)
+    monkeypatch.setattr(compile_cache, "compile_primfunc", lambda N, *_: asked.append(N) or f"kernel {N}")
+    return asked
+
+
+@pytest.mark.parametrize("error", NOT_TO_BE_WRITTEN)
+def test_a_kernel_runs_whatever_its_marker_meets(tilelang, monkeypatch, error):
+    assert not compile_cache.is_compiled(job(16))  # the cache itself can be written
+
+    def refused(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    for name in ("mkdir", "write_text", "touch", "exists"):
+        monkeypatch.setattr(Path, name, refused)
+    assert compile_cache.compile_kernel(job(16)) == "kernel 16"
+    assert not compile_cache.is_compiled(job(16))
+
+
+def test_the_marker_is_there_once_the_kernel_is(tilelang):
+    assert not compile_cache.is_compiled(job(16))
+    compile_cache.compile_kernel(job(16))
+    assert compile_cache.is_compiled(job(16)) and not compile_cache.is_compiled(job(32))
+
+
+def test_where_the_cache_cannot_be_made_workers_compile_where_this_process_looks(worker, monkeypatch, caplog):
+    monkeypatch.setenv(configurer.CACHE_DIR, "/dev/null/cache")
+    jobs = [job(n) for n in (16, 32, 48)]
+    assert compile_many(jobs) == []
+    assert all(map(compile_cache.is_compiled, jobs))
+    assert sorted(compiled(compile_cache.cache_directory())) == [16, 32, 48]
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 1 and "/dev/null/cache cannot be written" in said[0]
+
+
+def test_a_disk_that_fills_up_costs_no_kernel(monkeypatch, cache):
+    """TileLang raises what it meets when it keeps a kernel, and the kernel is lost: it compiles once more."""
+    places = []
+
+    def compile_into(*_, **__):
+        places.append(os.environ["TILELANG_CACHE_DIR"])
+        if places[-1] == str(cache):
+            raise OSError(errno.ENOSPC, "No space left on device", str(cache / "kernels"))
+        return "kernel"
+
+    class TileLang:
+        compile = staticmethod(compile_into)
+
+    monkeypatch.setenv("TILELANG_CACHE_DIR", "")
+    monkeypatch.setattr(compile_cache, "tilelang_module", lambda: TileLang)
+    monkeypatch.setattr(compile_cache, "entry_function", lambda kernel: kernel)
+    assert compile_cache.compile_primfunc("function", "sm_90a") == "kernel"
+    assert places == [str(cache), str(kernel_cache.cache_directory())] and places[1] != places[0]
+
+
+def test_what_the_compiler_raises_is_raised(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(compile_cache, "_compile", refuse)
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        compile_cache.compile_primfunc("function", "sm_90a")
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_keeps_nobody_waiting(worker, cache, monkeypatch, error):
+    def no_locks(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    assert compile_many([job(16)]) == []
+    assert sorted(compiled(cache)) == [16]
+
+
+@pytest.mark.parametrize("lock", ["another user's", "a folder"])
+def test_a_lock_that_cannot_be_opened_keeps_nobody_out(monkeypatch, cache, lock):
+    path = cache / "tilelang_gemm_compile.lock"
+    if lock == "a folder":
+        path.mkdir()
+    else:
+        really_open = os.open
+
+        def refused(name, *arguments, **options):
+            if Path(name) == path:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return really_open(name, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", refused)
+    with compile_cache.alone("compile"):
+        pass
+
+
+def test_nobody_waits_for_ever(monkeypatch, caplog):
+    monkeypatch.setattr(compile_cache, "LOCK_TIMEOUT_S", 0.05)
+    with compile_cache.alone("compile"):
+        done = within(20, lambda: _enter_alone() or True)
+    assert done
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "tilelang_gemm_compile.lock for 0.05 s: this process goes on by itself (compile)" in said
+    with compile_cache.alone("compile"):  # and has left the lock as it was
+        pass
+    assert len(caplog.records) == 1
+
+
+def _enter_alone():
+    with compile_cache.alone("compile"):
+        pass
+
+
+def test_a_hung_compiler_costs_its_job_alone(worker, cache, tilelang, monkeypatch):
+    """Nor is its kernel compiled by the process that waits, which would then hang itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_cache, "COMPILE_TIMEOUT_S", 0.2)
+        (failure,) = within(60, compile_many, [job(12)])
+    assert failure == f"{job(12)}: no result after 0.2 s; the compiler was killed"
+    assert compile_many([job(16)]) == []
+    with pytest.raises(TimeoutError, match=r"no result after 0\.2 s"):
+        compile_cache.compile_kernel(job(12))
+    assert compile_cache.compile_kernel(job(16)) == "kernel 16"
+    assert tilelang == [16]
+    compile_cache._remember(job(12), None)  # a later warm-up has had more luck
+    assert compile_cache.compile_kernel(job(12)) == "kernel 12"
+
+
+REAL = """
+import sys
+from tilelang_gemm_wrapper.core import compile_cache
+from tilelang_gemm_wrapper.core.compile_cache import CompileJob, KernelConfig
+
+job = CompileJob(64, 128, KernelConfig("swapAB", 64, 16, 128, 2, 128), "sm_90a")
+assert compile_cache.compile_many([job]) == []
+compile_cache.tilelang_module()
+from tilelang.contrib import nvcc
+nvcc.compile_cuda = lambda *_, **__: sys.exit("compiled twice")
+print(compile_cache.compile_kernel(job))
+"""
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+def test_a_real_kernel_without_a_home_is_compiled_once(tmp_path):
+    """TileLang makes folders in its cache when it is imported, and loses a kernel that it cannot keep."""
+    environment = {**os.environ, "HOME": "/dev/null/nobody", "TMPDIR": str(tmp_path)}
+    for name in (configurer.CACHE_DIR, "TILELANG_CACHE_DIR"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Function" in done.stdout
+    assert done.stderr.count("cannot be written") == 1
+    assert not list(tmp_path.glob("tilelang_gemm_*")), "what stood in is still there"

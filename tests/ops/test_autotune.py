@@ -50,6 +50,17 @@ def test_what_is_found_serves_shapes_of_its_class(monkeypatch, save):
     assert (kept == FOUND) == save
 
 
+def test_what_is_found_is_given_where_it_cannot_be_kept(monkeypatch, tmp_path, caplog):
+    (tmp_path / "tilelang_gemm_ops").write_text("a file where the tables' folder would be")
+    monkeypatch.setattr(Problem, "implementation", lambda self, backend: None)
+    monkeypatch.setattr(autotune, "device_of", lambda index: H100)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    monkeypatch.setattr(autotune, "_best_config", lambda problem, arch: FOUND)
+    monkeypatch.setattr(autotune, "_race", lambda problem, config, l2: ("tilelang", config))
+    assert autotune.tune(X, W).config == FOUND
+    assert "tilelang for N=640, K=2560 is not kept for later processes: " in caplog.text
+
+
 @pytest.mark.parametrize(
     ("times", "backend", "is_found"),
     [

@@ -99,6 +99,33 @@ def test_a_broken_file_is_named(text):
         measured.best("gemv", BF16, 1, 4096, 4096, H100)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_broken_file_of_this_machine_costs_no_call(tables, caplog, text):
+    """It only says what is faster."""
+    path = measured.add(H100, own())
+    path.write_text(text)
+    measured.forget()
+    assert measured.best("gemv", BF16, 1, 4096, 4096, H100) == measured.DEFAULT
+    assert measured.config("gemv", BF16, 1, 4096, 4096, H100) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{path} is no table of measured ops" in caplog.text and "remove it" in caplog.text
+
+
+def test_a_file_of_this_machine_that_cannot_be_read_costs_no_call(tables, caplog, monkeypatch):
+    path = measured.add(H100, own())
+    path.unlink()
+    path.mkdir()
+    assert measured.best("gemv", BF16, 1, 4096, 4096, H100) == measured.DEFAULT
+    assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("cache", ["/dev/null/cache", "/proc/cache"])
+def test_a_cache_that_is_no_directory_costs_no_call_and_is_not_made(caplog, monkeypatch, cache):
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", cache)
+    assert measured.best("gemv", BF16, 1, 4096, 4096, H100) == measured.DEFAULT
+    assert caplog.records == []
+
+
 def test_auto_takes_the_next_where_the_best_cannot_run(monkeypatch):
     ship(Entry("gemv", BF16, 1, 4096, 4096, "tilelang"))
     monkeypatch.setattr(backends, "device_of", lambda index: H100)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..core import kernel_cache
 from ..quantize import is_column_tma
 
 if TYPE_CHECKING:
@@ -115,4 +116,5 @@ def _why_no_compiler() -> str | None:
 
 @lru_cache(maxsize=1)
 def _deep_gemm() -> ModuleType:
+    kernel_cache.lend_to("DG_JIT_CACHE_DIR", "~/.deep_gemm")
     return importlib.import_module("deep_gemm")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..core import kernel_cache
 from ..core.device import HOPPER_SHARED_MEMORY, device_of
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def warmup(N: int, K: int, m_values: Sequence[int], device: torch.device | None 
 
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
+    kernel_cache.lend_to_triton()
     from ._triton_kernel import block_scaled_gemm
 
     return block_scaled_gemm

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TextIO
 
 _WATCH_S = 0.5  # between a child's looks at whether its parent is there
+_PARENT = "TILELANG_GEMM_PARENT"  # process id, for the child: one that asks may ask after its parent's death
 
 
 def start(
@@ -24,7 +25,7 @@ def start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env=environment,
+        env={**environment, _PARENT: str(os.getpid())},
         start_new_session=True,  # it leads a process group, by which it is killed with what it has started
     )
 
@@ -47,7 +48,8 @@ def begin() -> TextIO:
     ends, with all that it has started, when its parent does. A killed parent kills nobody: a hung candidate
     would keep the GPU from the run that resumes, and a hung nvcc would stay for ever.
     """
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    parent = int(os.environ.pop(_PARENT, os.getppid()))
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return answers

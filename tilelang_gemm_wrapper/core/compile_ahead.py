@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from tqdm import tqdm
-
 from .compile_cache import WarmupJob, compile_many, run_jobs
+from .progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,8 @@ def compile_ahead(
 
 
 def _in_processes(jobs: Sequence[WarmupJob], workers: int) -> None:
-    with tqdm(total=len(jobs), unit="shape", desc="compiling peers") as bar:
-        failures = run_jobs(jobs, workers, lambda done, total: bar.update())
+    with progress_bar("compiling peers", "shape") as show:
+        failures = run_jobs(jobs, workers, show)
     _log(failures)
 
 

@@ -1,4 +1,8 @@
-"""Compiling kernels: one at a time, or many in parallel worker processes that share TileLang's disk cache."""
+"""Compiling kernels: one at a time, or many in parallel worker processes that share TileLang's disk cache.
+
+What is written down beside the kernels (locks, markers) saves time and is never needed: where it cannot be
+had, work goes on without it.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import child_process, kernel_registry
+from tilelang_gemm_wrapper.core import child_process, cuda_toolchain, kernel_cache, kernel_registry, locks
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.environment import installed_version
+from tilelang_gemm_wrapper.core.kernel_cache import cache_directory
 
 logger = logging.getLogger(__name__)
 
 COMPILER = "tilelang_gemm_wrapper.core.compile_cache"  # this file, as a process
+COMPILE_TIMEOUT_S = 240.0  # a job of DeepGEMM's compiles several kernels one after the other
+LOCK_TIMEOUT_S = 2 * COMPILE_TIMEOUT_S  # then a process compiles what it waits for by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +72,11 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
     TVM-FFI function: TileLang's own call wrapper walks the parameter list in Python on every call.
     """
     tilelang_module()
+    if job in _timed_out:
+        raise TimeoutError(_timed_out[job])
     function = kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count)
     launcher = compile_primfunc(function, job.arch, kernel_registry.pass_configs(job.arch))
-    _marker(job).touch()
+    _note(_marker(job))
     return launcher
 
 
@@ -77,13 +84,26 @@ def compile_primfunc(
     function: Any, arch: str, pass_configs: Mapping[str, Any] | None = None
 ) -> Callable[..., None]:
     """The launcher of a TileLang PrimFunc for `arch`, compiled or loaded from TileLang's disk cache."""
-    kernel = tilelang_module().compile(
+    try:
+        kernel = _compile(function, arch, pass_configs or {})
+    except Exception as problem:
+        # TileLang keeps a kernel before it gives it: a disk that has filled up since costs it the kernel.
+        if not kernel_cache.given_up_for(problem):
+            raise
+        kernel = _compile(function, arch, pass_configs or {})
+    _note_compiler()
+    return entry_function(kernel)
+
+
+def _compile(function: Any, arch: str, pass_configs: Mapping[str, Any]) -> Any:
+    tilelang = tilelang_module()
+    os.environ["TILELANG_CACHE_DIR"] = str(cache_directory())
+    return tilelang.compile(
         function,
         target={"kind": "cuda", "arch": arch},
         execution_backend="tvm_ffi",
-        pass_configs=dict(pass_configs or {}),
+        pass_configs=with_compiler(pass_configs),
     )
-    return entry_function(kernel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +134,12 @@ class CompileFailure:
         return f"{self.job}: {self.message}"
 
 
+_timed_out: dict[CompileJob, str] = {}  # not compiled again in this process, which they could hang for ever
+
+
 def is_compiled(job: CompileJob) -> bool:
     """Whether an earlier process has put this very kernel into the cache."""
-    return _marker(job).exists()
+    return os.path.exists(_marker(job))  # unlike Path.exists never raises
 
 
 class CompileWorker:
@@ -125,7 +148,7 @@ class CompileWorker:
     def __init__(self, environment: Mapping[str, str] | None = None, module: str = COMPILER) -> None:
         """`module` is what the process runs: it answers each job of its input with a line of JSON."""
         self._module = module
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**worker_environment(), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def compile(self, job: AnyJob, timeout_s: float | None = None) -> CompileFailure | None:
@@ -172,24 +195,35 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
         return run_jobs(missing, workers, progress) if missing else []
 
 
+def worker_environment() -> dict[str, str]:
+    """That of this process, for one that is to find and leave kernels where this one does."""
+    return {**os.environ, configurer.CACHE_DIR: str(cache_directory())}
+
+
 @contextmanager
 def alone(task: str) -> Iterator[None]:
     """Keep other processes that share the cache out of `task`: they wait, and then mostly find it done.
 
-    The operating system frees the lock of a process that dies.
+    Nobody waits for ever, and where no lock is to be had (a file system without, another user's file) nobody
+    waits at all: work is then done twice.
     """
-    directory = cache_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / f"tilelang_gemm_{task}.lock")
+    path = cache_directory() / f"{kernel_cache.OWN_FOLDERS}{task}.lock"
+    lock = None
     try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        logger.info("waiting for another process (%s); its lock is %s", task, lock.lock_file)
-        lock.acquire()
+        lock = locks.take(
+            path,
+            LOCK_TIMEOUT_S,
+            lambda: logger.info("waiting for another process (%s); its lock is %s", task, path),
+        )
+    except TimeoutError as error:
+        logger.warning("%s: this process goes on by itself (%s); end the other if it hangs", error, task)
+    except OSError as error:
+        logger.info("no lock for %s (%s): other processes may do the same work", task, error)
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            os.close(lock)
 
 
 def run_jobs(
@@ -222,11 +256,20 @@ def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> No
         except IndexError:
             break
         try:
-            failure = worker.compile(job)
+            failure = worker.compile(job, COMPILE_TIMEOUT_S)
+            if isinstance(job, CompileJob):
+                _remember(job, failure)
             finished.put(str(failure) if failure else None)
         except Exception as problem:  # no process to be had, say: the one who waits must hear of it
             finished.put(f"{job}: {type(problem).__name__}: {problem}")
     worker.close()
+
+
+def _remember(job: CompileJob, failure: CompileFailure | None) -> None:
+    if failure is not None and failure.timed_out:
+        _timed_out[job] = failure.message
+    else:
+        _timed_out.pop(job, None)
 
 
 def _serve_jobs() -> None:
@@ -269,10 +312,9 @@ def entry_function(kernel: Any) -> Callable[..., None]:
 
 @lru_cache(maxsize=1)
 def tilelang_module() -> Any:
-    """Import TileLang with its cache where the user wants it and its per-compile INFO lines off."""
-    directory = configurer.cache_directory()
-    if directory is not None:
-        os.environ["TILELANG_CACHE_DIR"] = str(directory)
+    """Import TileLang with its cache where ours is and its per-compile INFO lines off."""
+    os.environ["TILELANG_CACHE_DIR"] = str(cache_directory())  # it makes folders there when it is imported
+    os.environ.setdefault("TILELANG_COMPILE_TIMEOUT_SECONDS", f"{COMPILE_TIMEOUT_S:g}")
     import tilelang
 
     logging.getLogger("tilelang").setLevel(logging.ERROR)
@@ -281,29 +323,81 @@ def tilelang_module() -> Any:
     return tilelang
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept between processes."""
-    own = configurer.cache_directory()
-    return (
-        own
-        if own is not None
-        else Path(os.environ.get("TILELANG_CACHE_DIR", Path.home() / ".tilelang" / "cache"))
-    )
+def with_compiler(pass_configs: Mapping[str, Any]) -> dict[str, Any]:
+    """TileLang's compiler options, with the compiler named in them.
+
+    TileLang's cache tells kernels apart by their options, not by what nvcc made of them: without its name an
+    update of nvcc would change nothing, and timings would be of the earlier one's kernels.
+    """
+    name = f"-DTILELANG_GEMM_COMPILER=0x{_digest(compiler_version())[:8]}"
+    flags = [*pass_configs.get(_FLAGS, ()), name]
+    return {**pass_configs, _FLAGS: flags}
+
+
+_FLAGS = "tl.device_compile_flags"
 
 
 def _marker(job: CompileJob) -> Path:
     """An empty file that says: this job's kernel is in the cache. Named by all that decides the binary."""
-    directory = cache_directory() / "tilelang_gemm_compiled"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / hashlib.sha256(f"{code_version()} {job.to_json()}".encode()).hexdigest()[:32]
+    options = kernel_registry.build_options(job.arch)
+    identity = [code_version(), compiler_version(), options, job.to_json()]
+    return cache_directory() / kernel_cache.NOTES / _digest(identity)[:32]
+
+
+def _note(path: Path, text: str = "") -> None:
+    """Write a note for later processes, as far as that is possible."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _note_compiler() -> None:
+    """For processes that have no nvcc themselves."""
+    if _compiler() is not None:
+        _note(_nvcc_note(), compiler_version())
+
+
+def _nvcc_note() -> Path:
+    return cache_directory() / kernel_cache.NOTES / "nvcc"
 
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Names TileLang's version and the kernels' sources: two runs with the same have the same kernels."""
-    sources = sorted(Path(kernel_registry.__file__).with_name("kernels").glob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return f"tilelang {version('tilelang')} kernels {digest}"
+    """Names TileLang's version and all of ours that decides a kernel: sources, compiler options.
+
+    Two runs with the same have the same kernels, as far as nvcc (`compiler_version`) is the same too. A
+    comment or a change of layout does not change it.
+    """
+    options = [kernel_registry.build_options(arch) for arch in kernel_registry.ARCHITECTURES]
+    tilelang = installed_version("tilelang") or "none"
+    return f"tilelang {tilelang} kernels {_digest([kernel_registry.sources(), options])}"
+
+
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def compiler_version() -> str:
+    """nvcc's version and options from the environment: all that decides what it makes of a source.
+
+    Where there is no nvcc, that of the nvcc that filled the cache: its kernels are then found.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        with suppress(OSError):
+            return _nvcc_note().read_text(encoding="utf-8")
+    return compiler or "none"
+
+
+def _compiler() -> str | None:
+    try:
+        version = cuda_toolchain.nvcc_version()
+    except (RuntimeError, OSError):
+        return None
+    options = (os.environ.get(name, "") for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"))
+    return " ".join((version, *filter(None, options)))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,14 @@ def cubin_of(ptx: str, arch: str, options: Sequence[str] = ()) -> tuple[bytes, s
         return cubin.read_bytes(), log
 
 
-@lru_cache(maxsize=1)
 def nvcc_version() -> str:
-    """As in "13.0.88"."""
-    text = _run(_nvcc(), ["--version"])
+    """As in "13.0.88". Raises RuntimeError where nvcc is missing or does not answer."""
+    return _version_of(_nvcc())
+
+
+@lru_cache(maxsize=8)
+def _version_of(nvcc: Path) -> str:
+    text = _run(nvcc, ["--version"])
     return text.rsplit(", V", 1)[-1].split()[0]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from tilelang_gemm_wrapper.core import code_identity, kernels
 from tilelang_gemm_wrapper.core.config import SCALE_BLOCK, KernelConfig, splits_of, why_invalid
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.kernels import build_settings
 
 _MODULES = {
     "base": "base",
@@ -33,7 +35,7 @@ def build(
     static_weights: whether Hopper's kernels may read B before the stream's preceding kernel is done.
     sm_count: how many SMs share out the tiles of Hopper's persistent `base`; another number is only slower.
     """
-    module = import_module(f"tilelang_gemm_wrapper.core.kernels.{_MODULES[config.kernel_type]}")
+    module = import_module(f"{kernels.__name__}.{_MODULES[config.kernel_type]}")
     builder = getattr(module, arch)
     if arch != "sm_90a":
         return builder(N, K, config)
@@ -50,9 +52,28 @@ _PASS_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+ARCHITECTURES = tuple(_PASS_CONFIGS)
+
+
 def pass_configs(arch: str) -> dict[str, Any]:
     """TileLang compiler options of the kernels for `arch`."""
     return _PASS_CONFIGS[arch]
+
+
+def build_options(arch: str) -> dict[str, Any]:
+    """What is built into every kernel for `arch`, whatever its job."""
+    return {
+        "pass_configs": _PASS_CONFIGS.get(arch),
+        "lanes_that_arrive": build_settings.lanes_that_arrive,
+    }
+
+
+def sources() -> str:
+    """Names the code that builds kernels: comments, layout and the search space have no part in it."""
+    builders = [
+        (f"{kernels.__name__}.{module}", arch) for module in _MODULES.values() for arch in ARCHITECTURES
+    ]
+    return code_identity.digest([(__name__, "build"), *builders])
 
 
 def needs_workspace(config: KernelConfig, arch: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -117,6 +118,8 @@ def append_rows(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells."""
     with path.open("a", newline="", encoding="utf-8") as file:
         _write(file, rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(file: TextIO, rows: Sequence[DataclassInstance]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..core import compile_cache
-from ..core.device import device_of
+from ..core.device import Device, device_of
 from ..core.timing import cold_copies, time_interleaved
 from . import measured
 from .gemv import Operand, Problem, as_problem
@@ -54,8 +54,16 @@ def tune(x: Operand, W: Operand, *, save: bool = True) -> measured.Entry:
         measured.versions(),
     )
     if save:
-        logger.info("%s for N=%d, K=%d: kept in %s", backend, entry.N, entry.K, measured.add(device, entry))
+        _keep(device, entry)
     return entry
+
+
+def _keep(device: Device, entry: measured.Entry) -> None:
+    what = f"{entry.backend} for N={entry.N}, K={entry.K}"
+    try:
+        logger.info("%s: kept in %s", what, measured.add(device, entry))
+    except (OSError, ValueError) as error:  # measured is measured: the caller has it all the same
+        logger.warning("%s is not kept for later processes: %s", what, error)
 
 
 def _best_config(problem: Problem, arch: str) -> dict[str, int]:
@@ -81,7 +89,9 @@ def _best_config(problem: Problem, arch: str) -> dict[str, int]:
 
     autotuner = AutoTuner.from_kernel(kernel, [asdict(config) for config in implementation.CONFIGS])
     autotuner.set_compile_args(
-        target={"kind": "cuda", "arch": arch}, execution_backend="tvm_ffi", pass_configs=dict(PASS_CONFIGS)
+        target={"kind": "cuda", "arch": arch},
+        execution_backend="tvm_ffi",
+        pass_configs=compile_cache.with_compiler(PASS_CONFIGS),
     )
     arguments = list(implementation.arguments_of(problem))
     autotuner.set_profile_args(supply_prog=lambda _: arguments, skip_check=True)

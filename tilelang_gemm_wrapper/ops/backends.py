@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from .. import configurer
-from ..core import compile_cache
+from ..core import compile_cache, kernel_cache
 from ..core.device import device_of
 from . import measured
 
@@ -81,6 +81,8 @@ def _why_unavailable(backend: str, index: int, fp8: bool) -> str | None:
 def _module(package: str, backend: str) -> ModuleType:
     if backend == "tilelang":
         compile_cache.tilelang_module()  # sets its cache directory before anything else of it is imported
+    elif backend == "triton":
+        kernel_cache.lend_to_triton()
     # A module named torch would take the place of the real one in its package.
     return import_module(
         f"tilelang_gemm_wrapper.ops.{package}.{'reference' if backend == 'torch' else backend}"

@@ -8,6 +8,7 @@ goes before them.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -15,9 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core.compile_cache import cache_directory
 from ..core.device import Device, canonical_name
+from ..core.kernel_cache import OWN_FOLDERS, cache_directory, known_directory
 from ..core.whole_file import replacing
+
+logger = logging.getLogger(__name__)
 
 TABLES = Path(__file__).with_name("measured_tables")
 # Timed are bfloat16 and, for e4m3 weights, bfloat16 beside them: others move as many bytes, or nearly.
@@ -100,10 +103,9 @@ def _nearest(entries: list[Entry], M: int, N: int, K: int) -> Entry | None:
 
 def add(device: Device, entry: Entry) -> Path:
     """Keep an entry of this machine, in the place of one for the same class; returns the file."""
-    path = _own_path(device)
+    path = cache_directory() / _own_file(device)
     key = entry.op, entry.dtype, shape_class(entry.M, entry.N, entry.K)
     others = [e for e in _read(path) if (e.op, e.dtype, shape_class(e.M, e.N, e.K)) != key]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, [*others, entry])
     forget()
     return path
@@ -132,13 +134,20 @@ def forget() -> None:
         clear()
 
 
-def _own_path(device: Device) -> Path:
-    return cache_directory() / "tilelang_gemm_ops" / f"{device.name}.json"
+def _own_file(device: Device) -> Path:
+    """Within the cache directory."""
+    return Path(f"{OWN_FOLDERS}ops", f"{device.name}.json")
 
 
 @lru_cache(maxsize=16)
 def _own(device: Device) -> tuple[Entry, ...]:
-    entries = _read(_own_path(device))
+    """What this machine has measured; nothing, with a warning, where that cannot be read."""
+    directory = known_directory()
+    try:
+        entries = _read(directory / _own_file(device)) if directory else ()
+    except (OSError, ValueError) as error:
+        logger.warning("this machine's own measurements of the ops do not count: %s", error)
+        return ()
     return tuple(e for e in entries if e.versions == versions()) if entries else ()
 
 
@@ -151,7 +160,7 @@ def _read(path: Path) -> tuple[Entry, ...]:
     """The entries of a file, none if it is not there. ValueError, naming it, for one that is not of them."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
     names = {f.name for f in fields(Entry)}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -74,6 +75,18 @@ def test_a_line_of_another_version_is_passed_over(tmp_path: Path, line: bytes) -
     journal.path.write_bytes(line + b"\n")
     journal.append("here", TIMING)
     assert journal.records() == [TIMING]
+
+
+def test_a_directory_without_locks_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with directory_lock(tmp_path):
+        pass
+    assert f"{tmp_path} cannot be locked" in caplog.text and "no other tuner" in caplog.text
 
 
 HOLD = """

@@ -26,15 +26,11 @@ from typing import Any, NamedTuple
 import tilelang.language as T
 from tilelang.layout import make_swizzled_layout
 
-from tilelang_gemm_wrapper.core.kernels import instructions
+from tilelang_gemm_wrapper.core.kernels import build_settings, instructions
 from tilelang_gemm_wrapper.core.kernels.ahead import prefetch_weights
 from tilelang_gemm_wrapper.core.kernels.operands import F32
 from tilelang_gemm_wrapper.core.kernels.resources import K_STEP, group_floats, pieces
 
-# One lane arrives for its warp, whose lanes `T.sync_warp` has put in step. Where nvcc knows that they are, it
-# drops the instruction, and compute-sanitizer's racecheck takes the other lanes for unsynchronised:
-# benchmarks/sanitize_tilelang_gemm.py has all 32 arrive.
-lanes_that_arrive = 1
 FIRST_GROUP_BARRIER = 9  # named barriers 1 to 8 belong to the kernels
 
 
@@ -102,7 +98,7 @@ def alloc_barriers(stages, multiplying_warps, scale_lanes):
     """The full and the empty barrier of every slot: full by one lane of the TMA warp and every scale lane."""
     return (
         T.alloc_barrier([1 + scale_lanes] * stages),
-        T.alloc_barrier([multiplying_warps * lanes_that_arrive] * stages),
+        T.alloc_barrier([multiplying_warps * build_settings.lanes_that_arrive] * stages),
     )
 
 
@@ -110,7 +106,7 @@ def alloc_barriers(stages, multiplying_warps, scale_lanes):
 def arrive(barriers, slot):
     """This warp has read its part of the slot."""
     T.sync_warp()
-    if T.get_thread_binding() % 32 < lanes_that_arrive:
+    if T.get_thread_binding() % 32 < build_settings.lanes_that_arrive:
         T.barrier_arrive(barriers[slot])
 
 

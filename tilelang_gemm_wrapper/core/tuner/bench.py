@@ -73,13 +73,19 @@ class GpuBench:
         return self._device
 
     def environment(self) -> dict[str, Any]:
-        from tilelang_gemm_wrapper.core.compile_cache import code_version
+        from tilelang_gemm_wrapper.core.compile_cache import code_version, compiler_version
         from tilelang_gemm_wrapper.core.conditions import record_conditions
         from tilelang_gemm_wrapper.core.environment import Environment
 
         environment = asdict(Environment.here(self._device.name, record_conditions().driver))
         del environment["date"]
-        return {**environment, "kernels": code_version(), "static_weights": configurer.static_weights()}
+        return {
+            **environment,
+            "sm_count": self._device.sm_count,
+            "kernels": code_version(),
+            "nvcc": compiler_version(),
+            "static_weights": configurer.static_weights(),
+        }
 
     def open(self, N: int, K: int, m_max: int) -> dict[str, Any]:
         """Make fresh random data and cold copies; returns the fields of `ShapeConditions` but N and K."""

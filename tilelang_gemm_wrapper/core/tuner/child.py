@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import Any
 
 from tilelang_gemm_wrapper.core import child_process
+from tilelang_gemm_wrapper.core.compile_cache import worker_environment
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.bench import Timed, measure
@@ -75,7 +76,7 @@ class Child:
         limits: ChildLimits | None = None,
     ) -> None:
         self._bench = bench
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**worker_environment(), **(environment or {})}
         self._limits = limits or ChildLimits()
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""

@@ -13,7 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tilelang_gemm_wrapper.core.compile_cache import AnyJob, CompileFailure, CompileWorker
+from tilelang_gemm_wrapper.core.compile_cache import (
+    COMPILE_TIMEOUT_S,
+    AnyJob,
+    CompileFailure,
+    CompileWorker,
+)
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.child import (
     GPU_BENCH,
@@ -24,8 +29,6 @@ from tilelang_gemm_wrapper.core.tuner.child import (
 )
 from tilelang_gemm_wrapper.core.tuner.records import Record
 from tilelang_gemm_wrapper.core.tuner.search import ShapeRequest, ShapeSearch
-
-COMPILE_TIMEOUT_S = 240.0  # a job of DeepGEMM's compiles several kernels one after the other
 
 
 class WorkerLostError(RuntimeError):

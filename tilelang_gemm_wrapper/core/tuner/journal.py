@@ -1,15 +1,15 @@
 """The journal of a config directory: every record of every run, append-only, so that nothing is lost.
 
 `<directory>/.tuning/journal.jsonl` has a JSON object a line. A record holds where the environment that made
-it is the same: device, versions and kernel sources. The driver alone writes; a lock keeps a second one away.
+it is the same: device, driver, versions, kernels and their compiler. The driver alone writes; a lock keeps a
+second one away.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import time
@@ -18,7 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tilelang_gemm_wrapper.core.locks import try_lock
 from tilelang_gemm_wrapper.core.tuner.records import Record, from_fields, to_fields
+
+logger = logging.getLogger(__name__)
 
 FOLDER = ".tuning"
 
@@ -28,7 +31,7 @@ class DirectoryBusyError(RuntimeError):
 
 
 def environment_key(environment: Mapping[str, Any]) -> str:
-    """A short name of what a timing depends on: device, driver, versions, kernel sources."""
+    """A short name of what a timing depends on: device, driver, versions, and what decides the binaries."""
     text = json.dumps(dict(environment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -112,11 +115,11 @@ def _take(descriptor: int, directory: Path, wait: bool, poll_s: float) -> None:
     told = False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            if try_lock(descriptor):
+                return
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+            logger.warning("%s cannot be locked (%s): see that no other tuner writes there", directory, error)
+            return
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
         if not wait:
             raise DirectoryBusyError(
