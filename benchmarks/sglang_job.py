@@ -219,7 +219,7 @@ def layer_errors(job: dict[str, Any]) -> None:
 
     from tilelang_gemm_wrapper import per_block_quant_fp8, warmup
     from tilelang_gemm_wrapper.core.workload import error
-    from tilelang_gemm_wrapper.integrations.sglang import BlockFp8Linear
+    from tilelang_gemm_wrapper.integrations.block_fp8_linear import BlockFp8Linear
 
     deep_gemm = fp8_utils.deepgemm_w8a8_block_fp8_linear_with_fallback
     quantise = fp8_utils.sglang_per_token_group_quant_fp8
