@@ -1,4 +1,4 @@
-"""SGLang's layers and settings, read from its own records: which layers there are, and what calls they make."""
+"""SGLang's layers and settings, read from its records: which layers there are, and what calls they make."""
 
 from __future__ import annotations
 
