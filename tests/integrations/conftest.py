@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from integrations import sglang_processes as processes
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
-from tilelang_gemm_wrapper.integrations import preparation
+from tilelang_gemm_wrapper.integrations import preparation, sglang
 from tilelang_gemm_wrapper.ops import group_quant
 
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
@@ -59,3 +60,28 @@ def scheduler(model):
     processes.begin_scheduler(args)
     processes.initialize(args)
     return args
+
+
+@pytest.fixture
+def group(scheduler, monkeypatch):
+    """The tensor-parallel group of this process, which is alone in it unless told otherwise."""
+    from sglang.srt.distributed import parallel_state
+
+    group = SimpleNamespace(rank_in_group=0, world_size=1, cpu_group="cpu group")
+    for name in ("get_tp_group", "get_pp_group"):
+        monkeypatch.setattr(parallel_state, name, lambda: group)
+    monkeypatch.setattr(sglang, "why_device_unfit", lambda index: None)
+    level = logging.getLogger("tilelang_gemm_wrapper").level
+    yield group
+    logging.getLogger("tilelang_gemm_wrapper").setLevel(level)
+
+
+@pytest.fixture
+def told(caplog):
+    """The lines of this package's log, with their level."""
+    caplog.set_level(logging.INFO, "tilelang_gemm_wrapper.integrations")
+    return lambda: [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name.startswith("tilelang_gemm_wrapper.integrations")
+    ]
