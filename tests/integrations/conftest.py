@@ -62,6 +62,27 @@ def scheduler(model):
     return args
 
 
+@pytest.fixture(scope="session")
+def servers(model, scheduler):
+    """Resolved settings of a server of two ranks, by backend: before `hopper` shows SGLang a GPU."""
+    return {
+        backend: processes.server_args(model, fp8_gemm_runner_backend=backend, tp_size=2)
+        for backend in ("tilelang", "triton")
+    }
+
+
+@pytest.fixture(scope="session")
+def data_parallel_attention(model, scheduler):
+    return processes.server_args(
+        model,
+        fp8_gemm_runner_backend="tilelang",
+        tp_size=8,
+        dp_size=8,
+        enable_dp_attention=True,
+        chunked_prefill_size=8192,
+    )
+
+
 @pytest.fixture
 def group(scheduler, monkeypatch):
     """The tensor-parallel group of this process, which is alone in it unless told otherwise."""

@@ -98,6 +98,8 @@ def layer(
         made.weight_scale_inv.data.copy_(scale)
     else:
         made.weight_scale_inv.data.fill_(1.0)
+    if bias:
+        made.bias.data.normal_()
     made.quant_method.process_weights_after_loading(made)
     return made
 

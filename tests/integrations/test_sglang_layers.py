@@ -168,9 +168,9 @@ def test_compressed_tensors_layers_are_served_too(scheduler, group, hopper, monk
     assert torch.equal(made(x)[0], ours(input=x, **given))
 
 
-def test_a_server_with_another_backend_is_left_alone(model, group, hopper):
+def test_a_server_with_another_backend_is_left_alone(servers, group, hopper):
     one = layer()
-    load(processes.server_args(model, fp8_gemm_runner_backend="triton"), one)
+    load(servers["triton"], one)
     assert not is_ours(one) and not hopper.jobs
 
 

@@ -14,7 +14,6 @@ import torch
 
 pytest.importorskip("sglang", reason="make test-sglang brings SGLang's releases")
 
-from integrations import sglang_processes as processes
 from integrations.linear_calls import K, N
 from integrations.sglang_processes import layer, load
 from tilelang_gemm_wrapper.integrations import preparation
@@ -65,17 +64,10 @@ def test_the_largest_m_is_the_engines(settings, m_max):
 
 
 def test_layers_behind_data_parallel_attention_are_warmed_for_the_rows_of_all_ranks(
-    model, scheduler, group, hopper, monkeypatch
+    data_parallel_attention, group, hopper, monkeypatch
 ):
     """SGLang itself divides the chunk by the ranks of attention, whose rows it then gathers."""
-    args = processes.server_args(
-        model,
-        fp8_gemm_runner_backend="tilelang",
-        tp_size=8,
-        dp_size=8,
-        enable_dp_attention=True,
-        chunked_prefill_size=8192,
-    )
+    args = data_parallel_attention
     assert plugin._resolved(args).chunked_prefill_size == 1024
     prepared = []
     monkeypatch.setattr(
@@ -162,11 +154,11 @@ class Experts(torch.nn.Module):
 
 @pytest.mark.parametrize("backend", ["tilelang", "triton"])
 def test_the_first_rank_writes_what_its_layers_are(
-    model, group, hopper, told, monkeypatch, tmp_path, shapes_file, backend
+    model, servers, group, hopper, told, monkeypatch, tmp_path, shapes_file, backend
 ):
     file = tmp_path / "shapes.json"
     monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", str(file))
-    args = processes.server_args(model, fp8_gemm_runner_backend=backend, tp_size=2)
+    args = servers[backend]
     layers = [layer(), layer(), layer(16, K), layer(weight_block_size=[32, 32]), Experts()]
     group.rank_in_group = 1
     load(args, *layers)
@@ -186,10 +178,10 @@ def test_the_first_rank_writes_what_its_layers_are(
     assert shapes_file[file].layers == Counter({(N, K): 3, (16, K): 1, (32, K): 1}), "the draft model's too"
 
 
-def test_a_pipeline_stage_says_that_it_is_one(model, group, told, monkeypatch, tmp_path, shapes_file):
+def test_a_pipeline_stage_says_that_it_is_one(servers, group, told, monkeypatch, tmp_path, shapes_file):
     monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", str(tmp_path / "shapes.json"))
     group.world_size = 4
-    load(processes.server_args(model, fp8_gemm_runner_backend="triton"), layer())
+    load(servers["triton"], layer())
     assert "of 1 block-FP8 layers of the first of 4 pipeline stages to" in told()[0][1]
 
 
