@@ -112,8 +112,8 @@ def warmup(
 
     device: CUDA device index; None for the current one. progress: show a progress bar. static_weights:
     whether the kernels of these shapes may read B early, from now on; None leaves it to
-    TILELANG_GEMM_STATIC_WEIGHTS. fallbacks: whether to warm up what takes the place of kernels that fail to
-    compile, too.
+    TILELANG_GEMM_STATIC_WEIGHTS. fallbacks: whether to warm up and name what takes the place of kernels that
+    fail to compile; an engine has its own GEMM for that.
     Returns how many TileLang kernels the cache did not have. Does nothing off-GPU. Call it before capturing
     CUDA graphs.
     """
@@ -135,7 +135,7 @@ def warmup(
     backends_named: list[tuple[wrapper.Gemm, int]] = []
     for gemm in gemms:
         for position in gemm.reachable(m_max):
-            gemm.prepare(position)
+            gemm.prepare(position, tell=fallbacks)
             choice = gemm.choices[position]
             if choice.config is None and (fallbacks or choice.source != "fallback"):
                 backends_named.append((gemm, position))

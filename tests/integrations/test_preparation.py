@@ -45,7 +45,7 @@ def test_kernels_are_those_that_were_asked_for_whatever_was_there_and_the_enviro
     assert wrapper.gemm_for(*TUNED, 0).static_weights is static_weights, "calls find these"
 
 
-def test_a_shape_of_which_a_kernel_does_not_compile_is_refused_whole(hopper, monkeypatch):
+def test_a_shape_of_which_a_kernel_does_not_compile_is_refused_whole(hopper, monkeypatch, caplog):
     """A backend of ours would run in its place, and is not even warmed up."""
     for name in ("deep_gemm", "triton"):
         stand_in = backends.backend(name)
@@ -53,6 +53,7 @@ def test_a_shape_of_which_a_kernel_does_not_compile_is_refused_whole(hopper, mon
         monkeypatch.setattr(stand_in, "warmup", lambda *_: pytest.fail("compiled what will not run"))
     hopper.broken.add(UNTUNED)
     ready = prepare(TUNED, UNTUNED)
+    assert "deep_gemm" not in caplog.text and "triton" not in caplog.text
     assert set(ready.selection) == set(ready.sources) == {TUNED}
     why = ready.refused[UNTUNED]
     assert "did not compile (RuntimeError: ptxas died" in why

@@ -43,8 +43,11 @@ class Gemm:
         launch = self._launches[position] or self.prepare(position)
         launch(A, A_scale, B, B_scale, C)
 
-    def prepare(self, position: int) -> Launch:
-        """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture."""
+    def prepare(self, position: int, tell: bool = True) -> Launch:
+        """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture.
+
+        tell: whether to log a compile that failed, with what runs in its place.
+        """
         if self._index >= 0 and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"the kernel for N={self.table.N}, K={self.table.K} is not compiled and a CUDA graph is "
@@ -53,7 +56,7 @@ class Gemm:
         with self._lock:
             launch = self._launches[position]
             if launch is None:
-                launch = self._launches[position] = self._load(position)
+                launch = self._launches[position] = self._load(position, tell)
                 if self.choices[position].config is not None:
                     self.kernels[position] = launch
             return launch
@@ -73,7 +76,7 @@ class Gemm:
         """Positions of the choices that serve some M up to `m_max`."""
         return range(self.table.index(m_max) + 1)
 
-    def _load(self, position: int) -> Launch:
+    def _load(self, position: int, tell: bool) -> Launch:
         choice, job = self.choices[position], self.job(position)
         if job is not None:
             try:
@@ -85,7 +88,8 @@ class Gemm:
                     self.table.device,
                     f"{job.config} did not compile ({type(problem).__name__}: {problem})",
                 )
-                logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
+                if tell:
+                    logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
         return backends.backend(choice.kernel).gemm
 
 
