@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import random
 import re
 import sys
@@ -213,13 +212,12 @@ def prompt_log_probabilities(engine: Any, length: int) -> list[list[list[float]]
 def layer_errors(job: dict[str, Any]) -> None:
     """Each layer shape and backend: 1 - 2<x, y> / (<x, x> + <y, y>) of the output against float32, twice:
     with the quantised operands, where only the GEMM errs, and with the bfloat16 activations."""
-    os.environ.setdefault("TILELANG_GEMM_STATIC_WEIGHTS", "1")  # as the plugin sets it
     import torch
     from sglang.srt.layers.quantization import fp8_utils
 
     from tilelang_gemm_wrapper import per_block_quant_fp8, warmup
     from tilelang_gemm_wrapper.core.workload import error
-    from tilelang_gemm_wrapper.integrations.sglang import BlockFp8Linear
+    from tilelang_gemm_wrapper.integrations.block_fp8_linear import BlockFp8Linear
 
     deep_gemm = fp8_utils.deepgemm_w8a8_block_fp8_linear_with_fallback
     quantise = fp8_utils.sglang_per_token_group_quant_fp8
@@ -228,7 +226,7 @@ def layer_errors(job: dict[str, Any]) -> None:
         "triton": fp8_utils.triton_w8a8_block_fp8_linear,
         "tilelang": BlockFp8Linear(deep_gemm),
     }
-    warmup(SHAPES, m_max=max(job["batches"]), progress=False)
+    warmup(SHAPES, m_max=max(job["batches"]), progress=False, static_weights=True)  # as the plugin does
     generator = torch.Generator("cuda").manual_seed(SEED)
     rows = []
     for N, K in SHAPES:

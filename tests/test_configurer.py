@@ -27,6 +27,7 @@ def clean_environment(monkeypatch):
         configurer.FALLBACK,
         configurer.COMPILE_WORKERS,
         configurer.STATIC_WEIGHTS,
+        configurer.SHAPES_OUT,
     ):
         monkeypatch.delenv(variable, raising=False)
 
@@ -38,6 +39,7 @@ def test_names_of_the_variables_are_the_documented_ones():
     assert configurer.FALLBACK == "TILELANG_GEMM_FALLBACK"
     assert configurer.COMPILE_WORKERS == "TILELANG_GEMM_COMPILE_WORKERS"
     assert configurer.STATIC_WEIGHTS == "TILELANG_GEMM_STATIC_WEIGHTS"
+    assert configurer.SHAPES_OUT == "TILELANG_GEMM_SHAPES_OUT"
 
 
 # --- typed variables ---------------------------------------------------------------------------------------
@@ -81,6 +83,10 @@ def test_shipped_directory_is_the_packages_own_where_installed_else_the_checkout
         (configurer.STATIC_WEIGHTS, configurer.static_weights, None, False),
         (configurer.STATIC_WEIGHTS, configurer.static_weights, "1", True),
         (configurer.STATIC_WEIGHTS, configurer.static_weights, "no", False),
+        (configurer.STATIC_WEIGHTS, lambda: configurer.static_weights(default=True), None, True),
+        (configurer.STATIC_WEIGHTS, lambda: configurer.static_weights(default=True), "0", False),
+        (configurer.SHAPES_OUT, configurer.shapes_out, " ", None),
+        (configurer.SHAPES_OUT, configurer.shapes_out, "~/shapes.json", Path.home() / "shapes.json"),
     ],
 )
 def test_value_is_typed(monkeypatch, variable, read, value, expected):

@@ -76,6 +76,7 @@ def test_every_environment_variable_is_listed_once() -> None:
         configurer.CACHE_DIR,
         configurer.COMPILE_WORKERS,
         configurer.STATIC_WEIGHTS,
+        configurer.SHAPES_OUT,
     )
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
 

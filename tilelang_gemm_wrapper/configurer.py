@@ -22,6 +22,7 @@ CACHE_DIR = "TILELANG_GEMM_CACHE_DIR"
 FALLBACK = "TILELANG_GEMM_FALLBACK"
 COMPILE_WORKERS = "TILELANG_GEMM_COMPILE_WORKERS"
 STATIC_WEIGHTS = "TILELANG_GEMM_STATIC_WEIGHTS"
+SHAPES_OUT = "TILELANG_GEMM_SHAPES_OUT"
 
 FALLBACK_CHOICES = ("auto", "deep_gemm", "triton", "torch")
 TILELANG_VERSIONS = ((0, 1, 11), (0, 2))  # at least, below
@@ -49,8 +50,8 @@ def tilelang_enabled() -> bool:
     return _switch(ENABLE, default=True)
 
 
-def static_weights() -> bool:
-    """TILELANG_GEMM_STATIC_WEIGHTS, off by default: whether kernels may read the weights ahead of their turn.
+def static_weights(default: bool = False) -> bool:
+    """TILELANG_GEMM_STATIC_WEIGHTS, else `default`: whether kernels may read the weights ahead of their turn.
 
     On Hopper a GEMM then loads its first weights while kernels before it in the stream still run. Whoever
     sets it promises: between the last write of B or B_scale and the GEMM that reads it, the stream has a
@@ -59,7 +60,13 @@ def static_weights() -> bool:
     launch, as this package's own do, is none: a chain of those may reach back to the writer. Where the
     promise is broken, results may be of the old weights, without an error.
     """
-    return _switch(STATIC_WEIGHTS, default=False)
+    return _switch(STATIC_WEIGHTS, default=default)
+
+
+def shapes_out() -> Path | None:
+    """TILELANG_GEMM_SHAPES_OUT, the file into which an engine's plugin writes what its layers really are."""
+    value = _value(SHAPES_OUT)
+    return Path(value).expanduser() if value else None
 
 
 def cache_directory() -> Path | None:

@@ -248,6 +248,7 @@ def _environment() -> str:
         (configurer.FALLBACK, configurer.fallback_choice),
         (configurer.COMPILE_WORKERS, configurer.compile_workers),
         (configurer.STATIC_WEIGHTS, configurer.static_weights),
+        (configurer.SHAPES_OUT, configurer.shapes_out),
     )
     rows = []
     for name, read in ours:

@@ -98,27 +98,31 @@ def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Expla
 
 
 def warmup(
-    shapes: Iterable[tuple[int, int]], m_max: int = 8192, device: int | None = None, progress: bool = True
+    shapes: Iterable[tuple[int, int]],
+    m_max: int = 8192,
+    device: int | None = None,
+    progress: bool = True,
+    static_weights: bool | None = None,
+    fallbacks: bool = True,
 ) -> int:
     """Compile and load every kernel that calls with these (N, K) and M up to `m_max` can need.
 
     TileLang kernels are compiled in parallel processes into a cache that later processes find; backends that
     the tables name (DeepGEMM, Triton) compile what they pick for the M at which the tables switch to them.
 
-    device: CUDA device index; None for the current one. progress: show a progress bar.
+    device: CUDA device index; None for the current one. progress: show a progress bar. static_weights:
+    whether the kernels of these shapes may read B early, from now on; None leaves it to
+    TILELANG_GEMM_STATIC_WEIGHTS. fallbacks: whether to warm up and name what takes the place of kernels that
+    fail to compile; an engine has its own GEMM for that.
     Returns how many TileLang kernels the cache did not have. Does nothing off-GPU. Call it before capturing
     CUDA graphs.
     """
     if not torch.cuda.is_available():
         return 0
     index = torch.cuda.current_device() if device is None else device
-    gemms = [wrapper.gemm_for(N, K, index) for N, K in dict.fromkeys(shapes)]
-    jobs = [
-        compile_cache.CompileJob.on(gemm.table.N, gemm.table.K, choice.config, gemm.table.device)
-        for gemm in gemms
-        for choice in (gemm.choices[position] for position in gemm.reachable(m_max))
-        if choice.config is not None
-    ]
+    gemms = [wrapper.gemm_for(N, K, index, static_weights) for N, K in dict.fromkeys(shapes)]
+    wanted = [gemm.job(position) for gemm in gemms for position in gemm.reachable(m_max)]
+    jobs = [job for job in wanted if job is not None]
     missing = sum(not compile_cache.is_compiled(job) for job in dict.fromkeys(jobs))
     with progress_bar("compiling FP8 GEMM kernels", "kernel", progress) as show:
         for failure in compile_cache.compile_many(jobs, show):
@@ -126,8 +130,9 @@ def warmup(
     backends_named: list[tuple[wrapper.Gemm, int]] = []
     for gemm in gemms:
         for position in gemm.reachable(m_max):
-            gemm.prepare(position)
-            if gemm.choices[position].config is None:
+            gemm.prepare(position, tell=fallbacks)
+            choice = gemm.choices[position]
+            if choice.config is None and (fallbacks or choice.source != "fallback"):
                 backends_named.append((gemm, position))
     if backends_named:
         with compile_cache.alone("backends"):  # the ranks of an engine share their caches too

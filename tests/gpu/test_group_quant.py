@@ -7,7 +7,7 @@ import torch
 
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, warmup
 from tilelang_gemm_wrapper.core import wrapper
-from tilelang_gemm_wrapper.integrations.sglang import BlockFp8Linear
+from tilelang_gemm_wrapper.integrations.block_fp8_linear import BlockFp8Linear
 from tilelang_gemm_wrapper.ops import group_quant
 from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
 

@@ -6,7 +6,14 @@ import inspect
 import json
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+
+from integrations.linear_calls import K, N
+from tilelang_gemm_wrapper import per_block_quant_fp8
+from tilelang_gemm_wrapper.integrations import sglang as plugin
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -74,13 +81,34 @@ def initialize(args: Any) -> None:
     function(*([args] if inspect.signature(function).parameters else []))
 
 
-def fp8_method() -> Any:
-    from sglang.srt.layers.quantization.fp8 import Fp8Config, Fp8LinearMethod
+def layer(
+    n: int = N, k: int = K, dtype: torch.dtype = torch.bfloat16, bias: bool = False, **checkpoint: Any
+) -> Any:
+    """A linear layer made and loaded as SGLang does, of an FP8 checkpoint whose quantization_config has
+    `checkpoint` too. The function that SGLang gave it is kept as `made_with`."""
+    from sglang.srt.layers.linear import ReplicatedLinear
+    from sglang.srt.layers.quantization.fp8 import Fp8Config
 
-    config = Fp8Config(
-        is_checkpoint_fp8_serialized=True, activation_scheme="dynamic", weight_block_size=[128, 128]
-    )
-    return Fp8LinearMethod(config)
+    config = Fp8Config.from_config({**CONFIG["quantization_config"], **checkpoint})
+    made = ReplicatedLinear(k, n, bias=bias, quant_config=config, params_dtype=dtype)
+    made.made_with = made.quant_method.w8a8_block_fp8_linear
+    if checkpoint.get("weight_block_size", [128, 128]) == [128, 128]:
+        weight, scale = per_block_quant_fp8(torch.randn(n, k))
+        made.weight.data.copy_(weight)
+        made.weight_scale_inv.data.copy_(scale)
+    else:
+        made.weight_scale_inv.data.fill_(1.0)
+    if bias:
+        made.bias.data.normal_()
+    made.quant_method.process_weights_after_loading(made)
+    return made
+
+
+def load(args: Any, *layers: torch.nn.Module, **runner: Any) -> None:
+    """What SGLang's hook runs after a model of these layers was loaded on this rank."""
+    model = torch.nn.ModuleList(layers)
+    given = {"server_args": args, "gpu_id": 0, "model": model, "dtype": torch.bfloat16, **runner}
+    plugin._load_model(None, SimpleNamespace(**given))
 
 
 def in_scheduler(function: Any, args: Any) -> Any:
@@ -106,20 +134,11 @@ def _child(function: Any, args: Any, sender: Any) -> None:
 # ---- what is run there
 
 
-def chosen_linear(args: Any) -> tuple[str, str]:
-    """The class or name of the linear that a layer gets, and of SGLang's own inside it."""
-    begin_scheduler(args)
-    initialize(args)
-    linear = fp8_method().w8a8_block_fp8_linear
-    inner = getattr(linear, "engine_linear", linear)
-    return getattr(linear, "__name__", type(linear).__name__), inner.__name__
-
-
-def without_dispatch(args: Any) -> None:
+def without_load_model(args: Any) -> None:
     """SGLang has renamed a function that we hook."""
-    from sglang.srt.layers.quantization import fp8_utils
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
-    del fp8_utils.dispatch_w8a8_block_fp8_linear
+    del ModelRunner.load_model
     begin_scheduler(args)
     initialize(args)
 
@@ -136,13 +155,5 @@ def hook_fails_to_apply(args: Any) -> None:
         original(cls, target, hooks)
 
     HookRegistry._apply_target = classmethod(refuse)
-    begin_scheduler(args)
-    initialize(args)
-
-
-def linear_takes_other_names(args: Any) -> None:
-    from sglang.srt.layers.quantization import fp8_utils
-
-    fp8_utils.triton_w8a8_block_fp8_linear = lambda x, w, block_size, weight_scale, input_scale, bias: x
     begin_scheduler(args)
     initialize(args)

@@ -52,9 +52,13 @@ class CompileJob:
     sm_count: int = kernel_registry.FULL_HOPPER_SMS
 
     @classmethod
-    def on(cls, N: int, K: int, config: KernelConfig, device: Device) -> CompileJob:
-        """The job for a call on `device`, as the environment wants it."""
-        return cls(N, K, config, device.arch, configurer.static_weights(), device.sm_count)
+    def on(
+        cls, N: int, K: int, config: KernelConfig, device: Device, static_weights: bool | None = None
+    ) -> CompileJob:
+        """The job for a call on `device`; where `static_weights` is None, as the environment wants it."""
+        if static_weights is None:
+            static_weights = configurer.static_weights()
+        return cls(N, K, config, device.arch, static_weights, device.sm_count)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

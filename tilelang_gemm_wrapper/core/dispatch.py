@@ -24,6 +24,7 @@ class Choice:
     config: KernelConfig | None  # None for backends
     source: str  # path of a tuned file, "default choice" or "fallback"
     reason: str
+    cause: str = ""  # of a fallback: why TileLang does not run, without what runs in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def log_notes(table: DispatchTable) -> None:
 def fallback_choice(N: int, K: int, device: Device, why: str) -> Choice:
     """The backend that runs (N, K) on `device` when TileLang does not, with both reasons."""
     name, reason = configurer.fallback_backend(device, N, K)
-    return Choice(name, None, "fallback", f"{why}; {reason}")
+    return Choice(name, None, "fallback", f"{why}; {reason}", why)
 
 
 def why_shape_unfit(N: int, K: int) -> str | None:

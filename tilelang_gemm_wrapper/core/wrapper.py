@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from tilelang_gemm_wrapper import backends
+from tilelang_gemm_wrapper import backends, configurer
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel
 from tilelang_gemm_wrapper.core.device import cpu_device, device_of
@@ -24,12 +24,14 @@ Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 class Gemm:
     """All that calls with one (N, K) on one device share."""
 
-    __slots__ = ("_index", "_launches", "_lock", "choices", "kernels", "switches", "table")
+    __slots__ = ("_index", "_launches", "_lock", "_static", "choices", "kernels", "switches", "table")
 
-    def __init__(self, table: DispatchTable, index: int) -> None:
+    def __init__(self, table: DispatchTable, index: int, static_weights: bool | None = None) -> None:
+        """static_weights: whether the kernels may read B early; None leaves it to the environment."""
         self.table = table
         self.choices: list[Choice] = list(table.choices)
         self._index = index
+        self._static = static_weights
         self._launches: list[Launch | None] = [None] * len(table.choices)
         self.kernels: list[Launch | None] = [None] * len(table.choices)  # those of TileLang alone
         self.switches = table.bounds[:-1]  # the last choice has no bound
@@ -41,8 +43,11 @@ class Gemm:
         launch = self._launches[position] or self.prepare(position)
         launch(A, A_scale, B, B_scale, C)
 
-    def prepare(self, position: int) -> Launch:
-        """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture."""
+    def prepare(self, position: int, tell: bool = True) -> Launch:
+        """The launcher of one choice, compiled if need be. Raises RuntimeError under CUDA graph capture.
+
+        tell: whether to log a compile that failed, with what runs in its place.
+        """
         if self._index >= 0 and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"the kernel for N={self.table.N}, K={self.table.K} is not compiled and a CUDA graph is "
@@ -51,19 +56,29 @@ class Gemm:
         with self._lock:
             launch = self._launches[position]
             if launch is None:
-                launch = self._launches[position] = self._load(position)
+                launch = self._launches[position] = self._load(position, tell)
                 if self.choices[position].config is not None:
                     self.kernels[position] = launch
             return launch
+
+    @property
+    def static_weights(self) -> bool:
+        return configurer.static_weights() if self._static is None else self._static
+
+    def job(self, position: int) -> CompileJob | None:
+        """What one choice has to have compiled; None where a backend serves it."""
+        config = self.choices[position].config
+        if config is None:
+            return None
+        return CompileJob.on(self.table.N, self.table.K, config, self.table.device, self._static)
 
     def reachable(self, m_max: int) -> Iterable[int]:
         """Positions of the choices that serve some M up to `m_max`."""
         return range(self.table.index(m_max) + 1)
 
-    def _load(self, position: int) -> Launch:
-        choice = self.choices[position]
-        if choice.config is not None:
-            job = CompileJob.on(self.table.N, self.table.K, choice.config, self.table.device)
+    def _load(self, position: int, tell: bool) -> Launch:
+        choice, job = self.choices[position], self.job(position)
+        if job is not None:
             try:
                 return tilelang_launch(job, self._index)
             except Exception as problem:  # any compiler failure: the call must still give its result
@@ -71,9 +86,10 @@ class Gemm:
                     self.table.N,
                     self.table.K,
                     self.table.device,
-                    f"{choice.config} did not compile ({type(problem).__name__}: {problem})",
+                    f"{job.config} did not compile ({type(problem).__name__}: {problem})",
                 )
-                logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
+                if tell:
+                    logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
         return backends.backend(choice.kernel).gemm
 
 
@@ -140,14 +156,20 @@ def run(M: int, N: int, K: int, index: int, A, A_scale, B, B_scale, C) -> None:
     gemm(M, A, A_scale, B, B_scale, C)
 
 
-def gemm_for(N: int, K: int, index: int) -> Gemm:
-    """The shared `Gemm` of (N, K) on device `index`, built and its notes logged on first use."""
+def gemm_for(N: int, K: int, index: int, static_weights: bool | None = None) -> Gemm:
+    """The shared `Gemm` of (N, K) on device `index`, built and its notes logged on first use.
+
+    static_weights: whether its kernels may read B early. One that was built otherwise is replaced; None takes
+    the one that there is, else what the environment says.
+    """
     with _gemms_lock:
         gemm = _gemms.get((N, K, index))
         if gemm is None:
             table = build_table(N, K, device_of(index) if index >= 0 else cpu_device())
             log_notes(table)
-            gemm = _gemms[N, K, index] = Gemm(table, index)
+            gemm = _gemms[N, K, index] = Gemm(table, index, static_weights)
+        elif static_weights is not None and static_weights != gemm.static_weights:
+            gemm = _gemms[N, K, index] = Gemm(gemm.table, index, static_weights)
         return gemm
 
 

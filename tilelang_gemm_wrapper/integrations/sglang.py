@@ -1,15 +1,17 @@
-"""SGLang: `--fp8-gemm-backend tilelang`. The only file that knows that engine.
+"""SGLang: `--fp8-gemm-backend tilelang`. With `sglang_layers.py` the only file that knows that engine.
 
 SGLang calls `register` in each of its processes, through the entry-point group `sglang.srt.plugins`. Hooks on
-four of its functions do the rest; nothing of SGLang is edited:
+three of its functions do the rest; nothing of SGLang is edited:
 
     ServerArgs.check_server_args      in the launcher: stop here if the backend cannot run
-    initialize_fp8_gemm_config        in a scheduler: take note that the backend was asked for
-    dispatch_w8a8_block_fp8_linear    as layers are made: hand out `BlockFp8Linear` around SGLang's own choice
-    ModelRunner.load_model            on every rank, before CUDA graphs: compile, compare ranks, report
+    initialize_fp8_gemm_config        in a scheduler: verify the hooks, leave SGLang at its own choice of GEMM
+    ModelRunner.load_model            on every rank, before CUDA graphs: compile, compare ranks, take over the
+                                      layers whose calls are ours, report
 
-SGLang only logs a plugin or hook that fails and goes on. So each hook verifies that the others are in place,
-and the last one that every block-FP8 layer of the model has our linear: else it raises, and the server stops.
+Until the model is loaded SGLang has its own linear functions everywhere, so that what it decides by them
+(formats of scales, BF16 copies) comes out as without this backend. SGLang only logs a plugin or hook that
+fails and goes on. So the second hook verifies that the others are in place: else it raises, and the server
+stops.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ import os
 import pkgutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata, util
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
-from tilelang_gemm_wrapper import configurer, gemm_nt_f8f8bf16, per_token_group_quant_fp8
+from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.device import device_of
-from tilelang_gemm_wrapper.core.dispatch import why_shape_unfit
-from tilelang_gemm_wrapper.integrations import preparation
-from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
+from tilelang_gemm_wrapper.core.failure_text import first_line
+from tilelang_gemm_wrapper.integrations import preparation, sglang_layers
+from tilelang_gemm_wrapper.integrations.sglang_layers import LINEAR, Layer
 
 logger = logging.getLogger(__name__)
 
@@ -41,108 +43,14 @@ PLUGIN = "tilelang_gemm"  # the entry point's name, for SGLANG_PLUGINS
 PLUGIN_GROUP = "sglang.srt.plugins"
 TESTED_VERSIONS = ("0.5.11", "0.5.23")  # first with plugins, newest
 
-_BLOCK = [128, 128]
-_FP8_UTILS = "sglang.srt.layers.quantization.fp8_utils"
+_QUANTIZATION = "sglang.srt.layers.quantization"
+_FP8_UTILS = f"{_QUANTIZATION}.fp8_utils"
 _LINEAR_PARAMETERS = ("input", "weight", "block_size", "weight_scale", "input_scale", "bias")
-
-
-# ---- what SGLang calls for a layer
-
-
-class BlockFp8Linear:
-    """`input @ weight.T + bias` for FP8 weights with 128 x 128 scales, in the place of SGLang's own function.
-
-    What our GEMM does not take goes to `engine_linear`, the function that SGLang would use without this
-    backend; each reason is logged once.
-    """
-
-    def __init__(self, engine_linear: Callable[..., torch.Tensor], why_never: str | None = None) -> None:
-        """why_never: why every call has to go to `engine_linear`, where that is known beforehand."""
-        self.engine_linear = engine_linear
-        self._why_never = why_never
-
-    def __call__(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        block_size: list[int],
-        weight_scale: torch.Tensor,
-        input_scale: torch.Tensor | None = None,
-        bias: torch.Tensor | None = None,
-        **others: Any,
-    ) -> torch.Tensor:
-        """The output (..., N) bfloat16 of a layer.
-
-        input: (..., K) bfloat16, quantised here per token and 128 columns with column-major scales; or e4m3
-            already, with `input_scale` (M, K / 128) float32, row-major or column-major.
-        weight: (N, K) e4m3; weight_scale: (ceil(N / 128), K / 128) float32; bias: (N,) or None.
-        """
-        why_not = self._why_never or _why_not(input, weight, block_size, weight_scale, input_scale, others)
-        if why_not is not None:
-            if not is_compiling():
-                _log_delegation(why_not)
-            return self.engine_linear(
-                input=input,
-                weight=weight,
-                block_size=block_size,
-                weight_scale=weight_scale,
-                input_scale=input_scale,
-                bias=bias,
-                **others,
-            )
-        rows = input.view(-1, input.shape[-1])
-        if input_scale is not None:
-            A = rows, input_scale
-        elif rows.is_cuda:
-            A = group_quant_fp8(rows)
-        else:
-            A = per_token_group_quant_fp8(rows, scale_layout="column_tma")
-        C = gemm_nt_f8f8bf16(A, (weight, weight_scale))
-        if bias is not None:
-            C += bias
-        return C.view(*input.shape[:-1], weight.shape[0])
-
-
-def _why_not(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    block_size: list[int],
-    weight_scale: torch.Tensor,
-    input_scale: torch.Tensor | None,
-    others: dict[str, Any],
-) -> str | None:
-    """Why a call is not ours, in a sentence without M, or None."""
-    if any(value is not None for value in others.values()):
-        return f"SGLang passes {', '.join(sorted(others))}, which this backend does not know"
-    if list(block_size) != _BLOCK:
-        return f"the weights are quantised in blocks of {list(block_size)}, expected {_BLOCK}"
-    if weight.dtype is not torch.float8_e4m3fn or not weight.is_contiguous():
-        return f"the weights are {weight.dtype} of strides {weight.stride()}, expected contiguous e4m3"
-    N, K = weight.shape
-    if weight_scale.dtype is not torch.float32 or weight_scale.shape != (-(-N // 128), -(-K // 128)):
-        return f"the weight scales are packed or of another format ({weight_scale.dtype})"
-    if input_scale is None:
-        if input.dtype is not torch.bfloat16:
-            return f"the activations are {input.dtype}, expected bfloat16"
-    elif input.dtype is not torch.float8_e4m3fn or input_scale.dtype is not torch.float32:
-        return (
-            f"the activations are {input.dtype} with {input_scale.dtype} scales, expected e4m3 with float32"
-        )
-    elif input_scale.shape != (input.numel() // K, K // 128):
-        return "the activations' scales are not one a token and 128 columns"
-    if input.numel() == 0:
-        return "the batch is empty (an idle data-parallel rank)"
-    return _fallbacks.get((N, K)) or why_shape_unfit(N, K)
-
-
-_fallbacks: dict[preparation.Shape, str] = {}  # shapes without a TileLang kernel, as warm-up found them
-_delegations: set[str] = set()
-
-
-def _log_delegation(why: str) -> None:
-    if why not in _delegations:
-        _delegations.add(why)
-        logger.warning("SGLang's own FP8 GEMM runs where the tilelang backend does not: %s", why)
+_HOLDERS = (  # what computes a layer, by the linear function that it keeps
+    f"{_QUANTIZATION}.fp8.Fp8LinearMethod.apply",
+    f"{_QUANTIZATION}.compressed_tensors.schemes.compressed_tensors_w8a8_fp8."
+    "CompressedTensorsW8A8Fp8.apply_weights",
+)
 
 
 # ---- hooks
@@ -156,16 +64,6 @@ class Hook:
     kind: str  # a name of SGLang's HookType
     function: Callable[..., Any]
     deep: bool  # lies in modules that only a process with a scheduler imports anyway
-
-
-@dataclass(slots=True)
-class _Activation:
-    """What a scheduler process knows once the backend was asked for."""
-
-    why_never: str | None  # why SGLang's own linear has to serve every layer, if it has to
-
-
-_activation: _Activation | None = None
 
 
 def register() -> None:
@@ -205,119 +103,106 @@ def _check_server_args(server_args: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """SGLang's enum of backends refuses ours: leave it at "auto", whose choice we wrap."""
-    global _activation  # noqa: PLW0603  (a process serves with one backend)
+    """SGLang's enum of backends refuses ours: leave it at "auto", whose choice we take over from later."""
     server_args = args[0] if args else kwargs.get("server_args")
     if server_args is None:  # from 0.5.19 on
         server_args = import_module("sglang.srt.runtime_context").get_server_args()
-    settings = _resolved(server_args)
-    if settings.fp8_gemm_runner_backend != BACKEND:
-        _activation = None
+    if _resolved(server_args).fp8_gemm_runner_backend != BACKEND:
         return original(*args, **kwargs)
     _stop_if(*map(_why_not_hooked, HOOKS), _why_linear_unfit())
-    # In an engine no kernel writes weights right before a GEMM reads them, unless they are moved about.
-    offloads = (getattr(settings, "cpu_offload_gb", 0) or 0) > 0
-    offloads |= (getattr(settings, "offload_group_size", 0) or 0) > 0
-    if not offloads:
-        os.environ.setdefault(configurer.STATIC_WEIGHTS, "1")
-    _activation = _Activation(_why_never(settings))
     fp8_utils: Any = import_module(_FP8_UTILS)
     fp8_utils.FP8_GEMM_RUNNER_BACKEND = fp8_utils.Fp8GemmRunnerBackend.AUTO
 
 
-def _dispatch_w8a8_block_fp8_linear(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    engine_linear = original(*args, **kwargs)
-    if _activation is None:
-        return engine_linear
-    arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-    why_never = _activation.why_never
-    if arguments.get("act_scale_ue8m0"):  # from 0.5.21 on
-        why_never = why_never or "the checkpoint's scales are UE8M0 (powers of two)"
-    return BlockFp8Linear(engine_linear, why_never)
-
-
 def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
-    """After the weights are there, on every rank: get ready for the shapes that its layers have."""
+    """After the weights are there, on every rank: get ready for its layers, and take them over."""
     settings = _resolved(runner.server_args)
-    if settings.fp8_gemm_runner_backend != BACKEND:
+    serves, file = settings.fp8_gemm_runner_backend == BACKEND, configurer.shapes_out()
+    if not serves and file is None:
         return
-    _stop_if(
-        None if _activation else f"SGLang never called {_FP8_UTILS}.initialize_fp8_gemm_config",
-        why_device_unfit(runner.gpu_id),
+    layers = list(
+        sglang_layers.block_fp8_layers(runner.model, getattr(runner, "dtype", None) or torch.bfloat16)
     )
-    layers: Counter[preparation.Shape] = Counter()
-    strays = 0
-    for weight, linear in _block_fp8_layers(runner.model):
-        if isinstance(linear, BlockFp8Linear):
-            layers[tuple(weight.shape)] += 1  # type: ignore[index]
-        else:
-            strays += 1
-    _stop_if(f"{strays} FP8 layers of the model were made without it" if strays else None)
-    name = type(runner.model).__name__
-    if not layers:
-        logger.warning("The tilelang backend has nothing to do: %s has no block-quantised FP8 layer", name)
-        return
-    assert _activation is not None
-    if _activation.why_never:
-        _log_delegation(_activation.why_never)
-        return
-    _prepare(layers, settings, runner.gpu_id)
+    if file is not None:
+        _write_shapes(file, layers, settings, runner)
+    if serves:
+        _stop_if(why_device_unfit(runner.gpu_id))
+        _serve(layers, settings, runner)
 
 
-def _prepare(layers: Counter[preparation.Shape], settings: Any, gpu: int) -> None:
+def _serve(layers: Sequence[Layer], settings: Any, runner: Any) -> None:
     from sglang.srt.distributed.parallel_state import get_tp_group
 
     group = get_tp_group()
     speaks = group.rank_in_group == 0
     if not speaks:  # what one rank says holds for all; errors are errors on any
         logging.getLogger("tilelang_gemm_wrapper").setLevel(logging.ERROR)
-    ready = preparation.prepare(layers, _largest_m(settings), gpu, progress=speaks)
+    never, moving = sglang_layers.why_never(settings), sglang_layers.why_weights_move(settings)
+    reasons = [never or layer.why_not() for layer in layers]
+    ready = preparation.prepare(
+        {layer.shape for layer, why in zip(layers, reasons, strict=True) if why is None},
+        sglang_layers.largest_m(settings),
+        runner.gpu_id,
+        progress=speaks,
+        static_weights=moving is None and configurer.static_weights(default=True),
+    )
     torch.cuda.empty_cache()  # SGLang sizes its KV cache by what is free now
-    _fallbacks.update(ready.fallbacks)
     if group.world_size > 1:
-        selections = [None] * group.world_size
-        torch.distributed.all_gather_object(selections, ready.selection, group=group.cpu_group)
-        _stop_if(preparation.disagreement(selections))  # type: ignore[arg-type]
-    if speaks:
-        for line in ready.summary().splitlines():
-            logger.info("%s", line)
-        if group.world_size > 1:
-            logger.info("All %d tensor-parallel ranks chose the same kernels", group.world_size)
+        ready = _agreed(ready, group)
+    reasons = [why or ready.refused.get(layer.shape) for layer, why in zip(layers, reasons, strict=True)]
+    served, logged = frozenset(ready.selection), set[str]()
+    for layer, why in zip(layers, reasons, strict=True):
+        if why is None:
+            layer.serve(served, logged)
+    if not speaks:
+        return
+    name = type(runner.model).__name__
+    if not layers:
+        logger.warning("The tilelang backend has nothing to do: %s has no block-quantized FP8 layer", name)
+        return
+    shapes = [layer.shape for layer in layers]
+    for line in preparation.account(ready, list(zip(shapes, reasons, strict=True)), "SGLang", name):
+        logger.log(logging.INFO if served else logging.WARNING, "%s", line)
+    if served and moving:
+        logger.info("Static weights are off: %s", moving)
+    if served and group.world_size > 1:
+        logger.info("All %d tensor-parallel ranks chose the same kernels", group.world_size)
 
 
-def _largest_m(settings: Any) -> int:
-    """The most rows that a GEMM of this server gets: a prefill with the decodes that may ride along."""
-
-    def setting(name: str) -> int:
-        value = getattr(settings, name, None)
-        return value if isinstance(value, int) and value > 0 else 0
-
-    prefill = setting("chunked_prefill_size") or max(setting("max_prefill_tokens"), setting("context_length"))
-    requests = max(map(setting, ("max_running_requests", "cuda_graph_max_bs", "cuda_graph_max_bs_decode")))
-    return max(1, prefill + requests * max(1, setting("speculative_num_draft_tokens")))
-
-
-def _block_fp8_layers(model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, Callable[..., Any]]]:
-    """The weight of each layer that SGLang multiplies through a block-FP8 linear, and that linear."""
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        # compressed-tensors keeps the function in the layer's scheme, FP8 checkpoints in its method.
-        for holder in (getattr(layer, "quant_method", None), getattr(layer, "scheme", None)):
-            linear = getattr(holder, "w8a8_block_fp8_linear", None)
-            if (
-                linear is not None
-                and isinstance(weight, torch.Tensor)
-                and weight.dtype is torch.float8_e4m3fn
-            ):
-                yield weight, linear
-                break
+def _agreed(ready: preparation.Preparation, group: Any) -> preparation.Preparation:
+    """On every rank of the group, also where it has nothing to prepare: the others wait for it."""
+    ranks: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(ranks, ready, group=group.cpu_group)
+    try:
+        return preparation.agreed(ready, ranks)
+    except RuntimeError as difference:
+        _stop_if(str(difference))
+        raise
 
 
-def _why_never(settings: Any) -> str | None:
-    for name in ("enable_deterministic_inference", "rl_on_policy_target"):
-        if getattr(settings, name, None):
-            return f"{name} asks for results that do not depend on the batch, and our kernels change with M"
-    return None
+def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: Any) -> None:
+    """The file that a tuner reads, from the first rank alone. What fails is said, and stops nothing."""
+    try:
+        from sglang.srt.distributed.parallel_state import get_pp_group, get_tp_group
+
+        if get_tp_group().rank_in_group or get_pp_group().rank_in_group:
+            return
+        from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes, read_shapes_file
+
+        shapes = Counter(layer.shape for layer in layers)
+        experts = Counter(sglang_layers.stacked_experts(runner.model))
+        if getattr(runner, "is_draft_worker", False):  # the model that it drafts for has written its own
+            target = read_shapes_file(file)
+            shapes, experts = Counter(target.layers) + shapes, Counter(target.experts) + experts
+        EngineShapes("sglang", _version(), settings.model_path, settings.tp_size, shapes, experts).write(file)
+    except Exception as problem:
+        logger.warning("%s: %s was not written: %s", configurer.SHAPES_OUT, file, first_line(problem))
+        return
+    stages = get_pp_group().world_size
+    part = f" of the first of {stages} pipeline stages" if stages > 1 else ""
+    logger.info("Wrote (N, K) of %d block-FP8 layers%s to %s", shapes.total(), part, file)
+    for why, count in Counter(filter(None, (layer.why_not() for layer in layers))).items():
+        logger.info("%d of these layers would not run with --fp8-gemm-backend %s: %s", count, BACKEND, why)
 
 
 def _resolved(server_args: Any) -> Any:
@@ -332,7 +217,6 @@ def _resolved(server_args: Any) -> Any:
 HOOKS = (
     Hook("sglang.srt.server_args.ServerArgs.check_server_args", "BEFORE", _check_server_args, False),
     Hook(f"{_FP8_UTILS}.initialize_fp8_gemm_config", "AROUND", _initialize_fp8_gemm_config, True),
-    Hook(f"{_FP8_UTILS}.dispatch_w8a8_block_fp8_linear", "AROUND", _dispatch_w8a8_block_fp8_linear, True),
     Hook("sglang.srt.model_executor.model_runner.ModelRunner.load_model", "AFTER", _load_model, True),
 )
 
@@ -374,10 +258,13 @@ def _why_not_hooked(hook: Hook) -> str | None:
 
 
 def _why_linear_unfit() -> str | None:
-    """Why a linear function of this SGLang is not called as ours can be."""
+    """Why linear functions of this SGLang are not kept, or not called, as ours can be."""
     target = f"{_FP8_UTILS}.triton_w8a8_block_fp8_linear"
     try:
         parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+        for target in _HOLDERS:
+            if LINEAR not in inspect.unwrap(pkgutil.resolve_name(target)).__code__.co_names:
+                return f"{target} of SGLang {_version()} does not call {LINEAR}"
     except Exception as error:
         return f"{target} cannot be read ({type(error).__name__}: {error})"
     missing = [name for name in _LINEAR_PARAMETERS if name not in parameters]
