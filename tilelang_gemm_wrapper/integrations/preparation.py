@@ -11,7 +11,7 @@ from tilelang_gemm_wrapper.core import wrapper
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.dispatch import build_table
-from tilelang_gemm_wrapper.ops import group_quant
+from tilelang_gemm_wrapper.ops import quant
 
 Shape = tuple[int, int]  # (N, K) of a weight as this rank holds it
 Selection = dict[Shape, tuple[tuple[int, str, KernelConfig | None], ...]]  # (largest M, kernel, config) each
@@ -63,7 +63,7 @@ def prepare(layers: Mapping[Shape, int], m_max: int, index: int, progress: bool 
     }
     served = [shape for shape in tables if shape not in fallbacks]
     if served:
-        group_quant.warmup(index)
+        quant.warmup(index, "sglang")
     compiled = entrypoint.warmup(served, m_max, index, progress=progress)
     gemms = {shape: wrapper.gemm_for(*shape, index) for shape in served}
     return Preparation(

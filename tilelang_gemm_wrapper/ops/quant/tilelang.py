@@ -1,36 +1,58 @@
-"""Quantisation in TileLang; imports tilelang."""
+"""Quantization in TileLang; imports tilelang."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tilelang.language as T
 import torch
 
-from ..arguments import Rows, flat, is_vectorisable
+from ...quantize import Rounding
+from ..arguments import GROUP, Rows, flat, is_vectorisable
 from ..compiled import compiled
-from ..pdl import overlaps
-from ..simt import CHUNK, PASS_CONFIGS, load_chunk, quantise_chunk, store_chunk, tilelang_dtype, vector
+from ..pdl import overlaps, overlaps_on
+from ..simt import (
+    CHUNK,
+    FAST_DIVISION,
+    PASS_CONFIGS,
+    load_chunk,
+    quantize_chunk,
+    quantize_chunk_as_sglang,
+    store_chunk,
+    tilelang_dtype,
+    vector,
+)
 
-THREADS = 128  # of a block, each with a chunk or more
+
+class Tile(NamedTuple):
+    """What a block takes."""
+
+    width: int  # neighbouring values of a thread: 8 or 16
+    chunks: int  # of `width` values, a thread
+    threads: int
 
 
 class Shape(NamedTuple):
     """What a kernel is built for."""
 
-    K: int
-    chunks: int  # a thread
+    K: int  # 0: whole groups that all follow one another in memory, so that one kernel serves every K
+    width: int
+    chunks: int
+    threads: int
     dtype: str
     silu_mul: bool
-    aligned: bool  # every row starts at 16 bytes
+    rounding: Rounding
+    aligned: bool  # every row starts at 16 bytes, and K fills whole vectors
     nested: bool  # rows lie in two strides
     early: bool  # starts while the kernel before it runs, see `pdl`
 
 
 def build(shape: Shape) -> Any:
-    """The PrimFunc: x, q, scale, all flat; then the number of rows, those of the inner dimension, x's outer
-    and inner stride in vectors and scale's strides.
+    """The PrimFunc: x, q, scale, all flat; then the number of rows, those of the inner dimension, groups of a
+    row, x's outer and inner stride in vectors and scale's strides.
     """
-    K, chunks, dtype, silu_mul, aligned, nested, early = shape
-    width = vector(dtype, aligned)
+    K, width, chunks, threads, dtype, silu_mul, rounding, aligned, nested, early = shape
+    lanes = GROUP // width
+    step = vector(dtype, aligned)
     sizes = [T.dynamic(f"{name}_size", "int64") for name in ("x", "q", "scale")]
 
     @T.prim_func
@@ -40,58 +62,120 @@ def build(shape: Shape) -> Any:
         scale: T.Tensor((sizes[2],), "float32"),
         count: T.int32,
         inner: T.int32,
+        groups: T.int32,
         x_outer: T.int64,
         x_inner: T.int64,
         scale_row: T.int64,
         scale_group: T.int64,
     ):
-        with T.Kernel(T.ceildiv(count * (K // CHUNK), THREADS * chunks), threads=THREADS) as block:
+        with T.Kernel(T.ceildiv(count * groups * lanes, threads * chunks), threads=threads) as block:
             thread = T.get_thread_binding(0)
-            values = T.alloc_local((chunks * CHUNK,), dtype)
-            up = T.alloc_local((chunks * CHUNK,), dtype)
-            y = T.alloc_local((CHUNK,), "float32")
-            codes = T.alloc_local((CHUNK,), "float8_e4m3")
+            values = T.alloc_local((chunks * width,), dtype)
+            up = T.alloc_local((chunks * width,), dtype)
+            y = T.alloc_local((width,), "float32")
+            codes = T.alloc_local((width,), "float8_e4m3")
             group_scale = T.alloc_local((1,), "float32")
-            first = block * (THREADS * chunks) + thread
-            last = count * (K // CHUNK) - 1
+            per_row = -(-K // GROUP) * lanes if K else groups * lanes
+            first = block * (threads * chunks) + thread
+            last = count * per_row - 1
             if early:
                 T.pdl_trigger()
                 T.pdl_sync()
             for c in T.unroll(chunks):
                 # Threads beyond the end do as the last one, but store nothing: groups need all their lanes.
-                chunk = T.min(first + c * THREADS, last)
-                row, column = T.truncdiv(chunk, K // CHUNK), T.truncmod(chunk, K // CHUNK) * CHUNK
-                outer = T.cast(T.truncdiv(row, inner) if nested else row, "int64")
-                middle = T.cast(T.truncmod(row, inner) if nested else 0, "int64")
-                start = (outer * x_outer + middle * x_inner) * width
-                load_chunk(x, start, column, K, values, c * CHUNK, width)
-                if silu_mul:
-                    load_chunk(x, start + K, column, K, up, c * CHUNK, width)
+                chunk = T.min(first + c * threads, last)
+                for part in T.unroll(width // CHUNK):
+                    at = c * width + part * CHUNK
+                    if K == 0:
+                        load_chunk(x, T.cast(chunk, "int64") * width, part * CHUNK, width, values, at, step)
+                    else:
+                        row, column = T.truncdiv(chunk, per_row), T.truncmod(chunk, per_row) * width
+                        outer = T.cast(T.truncdiv(row, inner) if nested else row, "int64")
+                        middle = T.cast(T.truncmod(row, inner) if nested else 0, "int64")
+                        start = (outer * x_outer + middle * x_inner) * step
+                        load_chunk(x, start, column + part * CHUNK, K, values, at, step)
+                        if silu_mul:
+                            load_chunk(x, start + K, column + part * CHUNK, K, up, at, step)
             for c in T.unroll(chunks):
-                chunk = T.min(first + c * THREADS, last)
-                row, column = T.truncdiv(chunk, K // CHUNK), T.truncmod(chunk, K // CHUNK) * CHUNK
-                for v in T.unroll(CHUNK):
-                    y[v] = T.cast(values[c * CHUNK + v], "float32")
+                chunk = T.min(first + c * threads, last)
+                row, column = T.truncdiv(chunk, per_row), T.truncmod(chunk, per_row) * width
+                for v in T.unroll(width):
+                    y[v] = T.cast(values[c * width + v], "float32")
                     if silu_mul:
-                        y[v] = y[v] / (1.0 + T.__exp(-y[v])) * T.cast(up[c * CHUNK + v], "float32")
-                quantise_chunk(y, codes, group_scale)
-                if first + c * THREADS <= last:
-                    store_chunk(q, T.cast(row, "int64") * K, column, K, codes, 0, CHUNK)
-                    if column % 128 == 0:
-                        scale[row * scale_row + column // 128 * scale_group] = group_scale[0]
+                        y[v] = y[v] / (1.0 + T.__exp(-y[v])) * T.cast(up[c * width + v], "float32")
+                if rounding == "sglang":
+                    quantize_chunk_as_sglang(y, codes, group_scale, width)
+                else:
+                    quantize_chunk(y, codes, group_scale, width)
+                if first + c * threads <= last:
+                    if K % GROUP:
+                        for part in T.unroll(width // CHUNK):
+                            store_chunk(
+                                q, T.cast(row, "int64") * K, column + part * CHUNK, K, codes, part * CHUNK, 1
+                            )
+                    else:
+                        for v in T.vectorized(width):
+                            q[T.cast(chunk, "int64") * width + v] = codes[v]
+                    if column % GROUP == 0:
+                        scale[row * scale_row + column // GROUP * scale_group] = group_scale[0]
 
     return quant
 
 
-def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool) -> None:
+# In the order of the number of values that they are for; every one is compiled by `warmup`.
+FEW, MANY = Tile(8, 1, 128), Tile(16, 1, 256)
+FEW_VALUES = 1 << 18
+
+
+def tile_of(M: int, K: int, silu_mul: bool) -> Tile:
+    """Few values a thread while SMs would be idle otherwise, then fewer and wider blocks."""
+    return FEW if silu_mul or M * K <= FEW_VALUES else MANY
+
+
+def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding) -> None:
     """As `ops.quant.reference.launch`."""
+    launch_tile(x, q, scale, silu_mul, rounding, tile_of(*q.shape, silu_mul))
+
+
+def launch_tile(
+    x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding, tile: Tile
+) -> None:
+    """`launch` with a tile of the caller's choice."""
     M, K = q.shape
-    aligned = is_vectorisable(16, x)
-    dtype = tilelang_dtype(x.tensor)
-    chunks = 1 if M * K <= 1 << 20 or silu_mul else 2
-    shape = Shape(K, chunks, dtype, silu_mul, aligned, x.inner > 1, overlaps(q))
-    kernel = compiled(build, shape, q.get_device(), PASS_CONFIGS)
-    width = vector(dtype, aligned)
-    kernel(
-        x.flat, q.view(-1), flat(scale), M, x.inner, *(stride // width for stride in x[1:]), *scale.stride()
+    one_stretch = x.inner == 1 and x.outer_stride == K and K % GROUP == 0 and not silu_mul
+    shape = Shape(
+        0 if one_stretch else K,
+        *tile,
+        tilelang_dtype(x.tensor),
+        silu_mul,
+        rounding,
+        is_vectorisable(16, x),
+        x.inner > 1,
+        overlaps(q),
     )
+    kernel = _kernel(shape, q.get_device())
+    step = vector(shape.dtype, shape.aligned)
+    kernel(
+        x.flat,
+        q.view(-1),
+        flat(scale),
+        M,
+        x.inner,
+        scale.shape[1],
+        *(stride // step for stride in x[1:]),
+        *scale.stride(),
+    )
+
+
+def warmup(index: int, rounding: Rounding) -> None:
+    """As `ops.quant.warmup`."""
+    for tile in (FEW, MANY):
+        _kernel(Shape(0, *tile, "bfloat16", False, rounding, True, False, overlaps_on(index)), index)
+
+
+def _kernel(shape: Shape, index: int) -> Callable[..., None]:
+    return compiled(build, shape, index, pass_configs(shape.rounding))
+
+
+def pass_configs(rounding: Rounding) -> dict[str, Any]:
+    return {**PASS_CONFIGS, **FAST_DIVISION} if rounding == "sglang" else PASS_CONFIGS
