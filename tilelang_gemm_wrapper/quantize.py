@@ -30,6 +30,8 @@ import torch
 ScaleLayout = Literal["row", "column_tma"]
 Rounding = Literal["ieee", "sglang"]
 
+_ROUNDINGS = get_args(Rounding)
+
 FP8_MAX = 448.0  # of float8_e4m3fn
 SGLANG_LEAST_AMAX = 1e-10
 TMA_ALIGNMENT = 4  # float32 elements: TMA wants column strides in multiples of 16 bytes
@@ -153,10 +155,8 @@ def round_up(value: int, multiple: int) -> int:
 
 def check_rounding(rounding: str) -> None:
     """ValueError unless it is one of `Rounding`."""
-    if rounding not in get_args(Rounding):
-        raise ValueError(
-            f"rounding is {rounding!r}; expected one of {', '.join(map(repr, get_args(Rounding)))}"
-        )
+    if rounding not in _ROUNDINGS:
+        raise ValueError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, _ROUNDINGS))}")
 
 
 def _check_source(x: torch.Tensor, name: str, shape: str) -> None:

@@ -13,12 +13,12 @@ from ..core.device import device_of
 
 def overlaps(tensor: torch.Tensor) -> bool:
     """Whether kernels on the device of the tensor are launched so; see `overlaps_on`."""
-    return tensor.is_cuda and overlaps_on(tensor.get_device())
+    return overlaps_on(tensor.get_device())
 
 
 def overlaps_on(index: int) -> bool:
-    """Whether kernels on CUDA device `index` are launched so: a Hopper GPU or a newer one."""
-    return device_of(index).capability >= 90
+    """Whether kernels on CUDA device `index`, -1 for the CPU, are launched so: on Hopper and newer GPUs."""
+    return index >= 0 and device_of(index).capability >= 90
 
 
 def triton_options(tensor: torch.Tensor) -> dict[str, bool]:

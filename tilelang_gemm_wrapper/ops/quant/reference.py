@@ -20,6 +20,18 @@ def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, roundi
     quantize(values, q, scale, rounding)
 
 
+def launch_contiguous(
+    x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, memory: torch.Tensor, rounding: Rounding
+) -> None:
+    """`launch` without SiLU for contiguous x and q of one shape (..., K), K a multiple of 128.
+
+    memory: all that scale lies in, as one dimension.
+    """
+    del memory
+    K = x.shape[-1]
+    launch(Rows(x.view(-1, 1, K), K, K), q.view(-1, K), scale, False, rounding)
+
+
 def quantize(values: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, rounding: Rounding = "ieee") -> None:
     """values (M, K) float32 into q and scale."""
     results = per_token_group_quant_fp8_reference(values, rounding=rounding)

@@ -1,15 +1,16 @@
 """Quantization in TileLang; imports tilelang."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import tilelang.language as T
 import torch
 
 from ...quantize import Rounding
-from ..arguments import GROUP, Rows, flat, is_vectorisable
+from ..arguments import GROUP, Rows, dtype_name, flat, is_vectorisable
 from ..compiled import compiled
-from ..pdl import overlaps, overlaps_on
+from ..pdl import overlaps_on
 from ..simt import (
     CHUNK,
     FAST_DIVISION,
@@ -18,9 +19,10 @@ from ..simt import (
     quantize_chunk,
     quantize_chunk_as_sglang,
     store_chunk,
-    tilelang_dtype,
     vector,
 )
+
+_WITH_FAST_DIVISION = {**PASS_CONFIGS, **FAST_DIVISION}
 
 
 class Tile(NamedTuple):
@@ -137,32 +139,45 @@ def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, roundi
     launch_tile(x, q, scale, silu_mul, rounding, tile_of(*q.shape, silu_mul))
 
 
+def launch_contiguous(
+    x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, memory: torch.Tensor, rounding: Rounding
+) -> None:
+    """As `ops.quant.reference.launch_contiguous`."""
+    M, groups = scale.shape
+    index = x.get_device()
+    tile = tile_of(M, groups * GROUP, False)
+    shape = _shape(0, tile, dtype_name(x), False, rounding, x.data_ptr() % 16 == 0, False, index)
+    kernel = compiled(build, shape, index, pass_configs(rounding))
+    kernel(x.view(-1), q.view(-1), memory, M, 1, groups, 0, 0, *scale.stride())
+
+
 def launch_tile(
     x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding, tile: Tile
 ) -> None:
     """`launch` with a tile of the caller's choice."""
-    M, K = q.shape
-    one_stretch = x.inner == 1 and x.outer_stride == K and K % GROUP == 0 and not silu_mul
-    shape = Shape(
-        0 if one_stretch else K,
-        *tile,
-        tilelang_dtype(x.tensor),
+    tensor, x_outer, x_inner = x
+    inner, (M, K), index = tensor.shape[1], q.shape, q.get_device()
+    follow = inner == 1 and x_outer == K and K % GROUP == 0 and not silu_mul
+    shape = _shape(
+        0 if follow else K,
+        tile,
+        dtype_name(tensor),
         silu_mul,
         rounding,
         is_vectorisable(16, x),
-        x.inner > 1,
-        overlaps(q),
+        inner > 1,
+        index,
     )
-    kernel = _kernel(shape, q.get_device())
     step = vector(shape.dtype, shape.aligned)
-    kernel(
+    compiled(build, shape, index, pass_configs(rounding))(
         x.flat,
         q.view(-1),
         flat(scale),
         M,
-        x.inner,
+        inner,
         scale.shape[1],
-        *(stride // step for stride in x[1:]),
+        x_outer // step,
+        x_inner // step,
         *scale.stride(),
     )
 
@@ -170,12 +185,16 @@ def launch_tile(
 def warmup(index: int, rounding: Rounding) -> None:
     """As `ops.quant.warmup`."""
     for tile in (FEW, MANY):
-        _kernel(Shape(0, *tile, "bfloat16", False, rounding, True, False, overlaps_on(index)), index)
+        shape = _shape(0, tile, "bfloat16", False, rounding, True, False, index)
+        compiled(build, shape, index, pass_configs(rounding))
 
 
-def _kernel(shape: Shape, index: int) -> Callable[..., None]:
-    return compiled(build, shape, index, pass_configs(shape.rounding))
+@lru_cache(maxsize=1024)
+def _shape(
+    K: int, tile: Tile, dtype: str, silu_mul: bool, rounding: Rounding, aligned: bool, nested: bool, index: int
+) -> Shape:
+    return Shape(K, *tile, dtype, silu_mul, rounding, aligned, nested, overlaps_on(index))
 
 
 def pass_configs(rounding: Rounding) -> dict[str, Any]:
-    return {**PASS_CONFIGS, **FAST_DIVISION} if rounding == "sglang" else PASS_CONFIGS
+    return _WITH_FAST_DIVISION if rounding == "sglang" else PASS_CONFIGS

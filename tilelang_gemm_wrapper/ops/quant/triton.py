@@ -141,3 +141,12 @@ def launch_tile(
             num_warps=tile.num_warps,
             **triton_options(q),
         )
+
+
+def launch_contiguous(
+    x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, memory: torch.Tensor, rounding: Rounding
+) -> None:
+    """As `ops.quant.reference.launch_contiguous`."""
+    del memory
+    K = x.shape[-1]
+    launch(Rows(x.view(-1, 1, K), K, K), q.view(-1, K), scale, False, rounding)
