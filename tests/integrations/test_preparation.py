@@ -9,7 +9,7 @@ from tilelang_gemm_wrapper.core import wrapper
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.dispatch import build_table
 from tilelang_gemm_wrapper.integrations import preparation
-from tilelang_gemm_wrapper.ops import group_quant
+from tilelang_gemm_wrapper.ops import quant
 
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
 TUNED, UNTUNED, ODD = (6144, 2560), (3072, 2560), (100, 2560)
@@ -20,7 +20,7 @@ def ready(monkeypatch):
     pytest.importorskip("tilelang")
     done = []
     monkeypatch.setattr(preparation, "device_of", lambda index: H100)
-    monkeypatch.setattr(group_quant, "warmup", lambda index: done.append(("quantiser", index)))
+    monkeypatch.setattr(quant, "warmup", lambda *call: done.append(("quantizer", *call)))
     monkeypatch.setattr(entrypoint, "warmup", lambda *call, progress: done.append(call) or 7)
     monkeypatch.setattr(wrapper, "gemm_for", lambda N, K, index: wrapper.Gemm(build_table(N, K, H100), index))
     return preparation.prepare({TUNED: 36, UNTUNED: 2, ODD: 1}, 4160, 0, progress=False), done
@@ -28,7 +28,7 @@ def ready(monkeypatch):
 
 def test_shapes_without_a_kernel_are_left_alone_and_named(ready):
     prepared, done = ready
-    assert done == [("quantiser", 0), ([UNTUNED, TUNED], 4160, 0)]
+    assert done == [("quantizer", 0, "sglang"), ([UNTUNED, TUNED], 4160, 0)]
     assert set(prepared.fallbacks) == {ODD} and set(prepared.selection) == {TUNED, UNTUNED}
     first, second = prepared.summary().splitlines()
     for text in (

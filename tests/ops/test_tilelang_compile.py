@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import pytest
 
@@ -11,6 +12,7 @@ from tilelang_gemm_wrapper import configurer
 pytest.importorskip("tilelang")
 pytestmark = pytest.mark.skipif(configurer.find_nvcc() is None, reason="nvcc was not found")
 
+TILES = ("FEW", "MANY"), ("ieee", "sglang")  # of the quantizer: its tiles and roundings
 BF16, F16, F32, FP8 = "bfloat16", "float16", "float32", "float8_e4m3"
 
 
@@ -19,12 +21,12 @@ def on_both(cases):
     return [(*case, "sm_90a") for case in cases] + [(*case, "sm_89") for case in cases[1::2]]
 
 
-def compiled(build, shape, arch):
+def compiled(build, shape, arch, pass_configs=None):
     """What the compiler makes of a kernel: never spills."""
     from tilelang_gemm_wrapper.core.compile_report import cross_compile_primfunc
     from tilelang_gemm_wrapper.ops.simt import PASS_CONFIGS
 
-    report = cross_compile_primfunc(build(shape), arch, PASS_CONFIGS)
+    report = cross_compile_primfunc(build(shape), arch, pass_configs or PASS_CONFIGS)
     assert report.spill_bytes == report.stack_bytes == 0
     return report
 
@@ -83,21 +85,43 @@ def test_rmsnorm(
 
 
 @pytest.mark.parametrize(
-    ("K", "chunks", "dtype", "silu_mul", "aligned", "nested", "arch"),
-    on_both(
-        [
-            (4096, 2, BF16, False, True, False),
-            (9728, 1, BF16, True, True, False),
-            (128, 1, F32, True, False, True),
-        ]
-    ),
+    ("K", "tile", "dtype", "silu_mul", "rounding", "aligned", "nested", "arch"),
+    [
+        # K = 0: one kernel for every K
+        *((0, tile, BF16, False, rounding, True, False, "sm_90a") for tile, rounding in product(*TILES)),
+        (0, "MANY", BF16, False, "ieee", True, False, "sm_89"),
+        (0, "MANY", F32, False, "ieee", True, False, "sm_90a"),
+        (9728, "FEW", BF16, True, "ieee", True, False, "sm_90a"),
+        (2560, "MANY", F16, False, "ieee", True, True, "sm_89"),
+        (128, "FEW", F32, True, "ieee", False, True, "sm_90a"),
+        (1000, "FEW", BF16, False, "ieee", True, False, "sm_90a"),
+        (203, "MANY", BF16, False, "sglang", False, False, "sm_89"),
+    ],
 )
-def test_quant(K, chunks, dtype, silu_mul, aligned, nested, arch):
-    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build
+def test_quant(K, tile, dtype, silu_mul, rounding, aligned, nested, arch):
+    from tilelang_gemm_wrapper.ops.quant import tilelang as implementation
 
-    report = compiled(build, Shape(K, chunks, dtype, silu_mul, aligned, nested, arch == "sm_90a"), arch)
-    assert copies(report, 16)[0] == (chunks * (1 + silu_mul) if aligned else 0)
-    assert copies(report, 8)[1] == chunks  # eight codes each
+    width, chunks, _ = sizes = getattr(implementation, tile)
+    shape = implementation.Shape(
+        K, *sizes, dtype, silu_mul, rounding, aligned, nested, early=arch == "sm_90a"
+    )
+    report = compiled(implementation.build, shape, arch, implementation.pass_configs(rounding))
+    vectors = width * (4 if dtype == F32 else 2) // 16
+    assert copies(report, 16)[0] == (chunks * vectors * (1 + silu_mul) if aligned else 0)
+    # A thread's codes leave at once, if rows of codes start where such stores may.
+    assert copies(report, width)[1] == (chunks if K % 128 == 0 else 0)
+    assert ("div.approx.ftz.f32" in report.ptx) == (rounding == "sglang")
+
+
+def test_the_quantizers_exact_path_needs_few_registers_and_no_second_division():
+    """What SGLang's kernel is outrun by: registers for six blocks an SM, three operations a value."""
+    from tilelang_gemm_wrapper.ops.quant.tilelang import MANY, Shape, build
+
+    report = compiled(build, Shape(0, *MANY, BF16, False, "ieee", True, False, True), "sm_90a")
+    assert report.registers <= 40
+    usual = report.ptx.split("vote.sync.any")[1]
+    usual = usual[: usual.index("cvt.rn.satfinite")]
+    assert len(re.findall(r"fma\.rn\.f32", usual)) == 1 + 2 * MANY.width
 
 
 @pytest.mark.parametrize(

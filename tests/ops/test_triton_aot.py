@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton compiles nothing in a process that interprets", allow_module_level=True)
 
 from tilelang_gemm_wrapper.ops.gemv.triton import few_rows_kernel, gemv_kernel  # noqa: E402
-from tilelang_gemm_wrapper.ops.quant.triton import quant_kernel  # noqa: E402
+from tilelang_gemm_wrapper.ops.quant.triton import quant_kernel, tile_of  # noqa: E402
 from tilelang_gemm_wrapper.ops.rmsnorm.triton import rmsnorm_kernel, rmsnorm_quant_kernel  # noqa: E402
 
 POINTERS = {"x", "residual", "weight", "out", "q", "scale", "x_scale", "W", "W_scale"}
@@ -68,12 +68,18 @@ def test_rmsnorm_quant(K, capability):
 
 
 @pytest.mark.parametrize("capability", [90, 89])
-@pytest.mark.parametrize("silu_mul", [False, True])
-def test_quant(silu_mul, capability):
-    constants = {"K": 4096, "SILU_MUL": silu_mul, "BLOCK": 16, "PDL": capability >= 90, "inner": 1}
-    ptx = compile_for(capability, quant_kernel, {**constants, "inner_stride": 1}, 4, fp8=("q",))
+@pytest.mark.parametrize("tile", [tile_of(1, 4096), tile_of(4096, 4096)])
+@pytest.mark.parametrize(
+    ("K", "silu_mul", "as_sglang"),
+    [(4096, False, False), (4096, True, False), (4096, False, True), (1000, False, False)],
+)
+def test_quant(K, silu_mul, as_sglang, tile, capability):
+    constants = {"K": K, "SILU_MUL": silu_mul, "AS_SGLANG": as_sglang, "BLOCK": tile.groups}
+    constants |= {"PDL": capability >= 90, "inner": 1, "inner_stride": 1}
+    ptx = compile_for(capability, quant_kernel, constants, tile.num_warps, fp8=("q",))
     assert "cvt.rn.satfinite.e4m3x2.f32" in ptx
-    assert wide(ptx, "ld")
+    assert ("div.approx.ftz.f32" in ptx) == as_sglang
+    assert wide(ptx, "ld") or K % 128 or tile.groups < 8
 
 
 @pytest.mark.parametrize("capability", [90, 89])

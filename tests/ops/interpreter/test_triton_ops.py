@@ -115,10 +115,22 @@ def test_quant(dtype):
         x[5] *= 1e-30
     q, scale = torch.full((7, 384), NAN), torch.full((7, 3), NAN)
     codes, wanted = torch.empty(7, 384, dtype=torch.float8_e4m3fn), torch.empty(7, 3)
-    quant_triton.launch(rows(x), q, scale, False)
-    quant_reference.launch(rows(x), codes, wanted, False)
+    quant_triton.launch(rows(x), q, scale, False, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, False, "ieee")
     assert torch.equal(scale, wanted)
     assert_same_codes(q, codes)
+
+
+@pytest.mark.parametrize("K", [1, 100, 200, 1003])
+def test_quant_of_rows_whose_last_group_is_shorter(K):
+    x = torch.randn(5, K + 3)[:, 1 : K + 1]
+    around, scale = torch.full((7, K), NAN), torch.full((-(-K // 128), 8), NAN).t()[:5]
+    codes, wanted = torch.empty(5, K, dtype=torch.float8_e4m3fn), torch.empty(5, -(-K // 128))
+    quant_triton.launch(rows(x), around[1:6], scale, False, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, False, "ieee")
+    assert torch.equal(scale, wanted)
+    assert_same_codes(around[1:6], codes)
+    assert around[0].isnan().all() and around[-1].isnan().all(), "wrote beside q"
 
 
 def test_strided_quant_with_silu():
@@ -126,8 +138,8 @@ def test_strided_quant_with_silu():
     x = whole[:, 1:, 8 : 8 + 512]
     q, scale = torch.full((8, 256), NAN), torch.full((2, 8), NAN).t()
     codes, wanted = torch.empty(8, 256, dtype=torch.float8_e4m3fn), torch.empty(8, 2)
-    quant_triton.launch(rows(x), q, scale, True)
-    quant_reference.launch(rows(x), codes, wanted, True)
+    quant_triton.launch(rows(x), q, scale, True, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, True, "ieee")
     assert torch.allclose(scale, wanted, rtol=1e-6, atol=0)
     assert (as_codes(q).int() - codes.view(torch.uint8).int()).abs().max() <= 1
 

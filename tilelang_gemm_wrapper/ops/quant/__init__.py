@@ -141,7 +141,13 @@ def warmup(index: int, rounding: Rounding) -> None:
 
 
 def _quantize(
-    x: torch.Tensor, K: int, scale_layout: ScaleLayout, rounding: Rounding, backend: Backend, *, silu_mul: bool
+    x: torch.Tensor,
+    K: int,
+    scale_layout: ScaleLayout,
+    rounding: Rounding,
+    backend: Backend,
+    *,
+    silu_mul: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q = empty_fp8((*x.shape[:-1], K), x.device)
     scale = empty_scale(q.numel() // K, -(-K // GROUP), scale_layout, x.device)

@@ -1,6 +1,5 @@
 """Quantization in TileLang; imports tilelang."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -191,7 +190,14 @@ def warmup(index: int, rounding: Rounding) -> None:
 
 @lru_cache(maxsize=1024)
 def _shape(
-    K: int, tile: Tile, dtype: str, silu_mul: bool, rounding: Rounding, aligned: bool, nested: bool, index: int
+    K: int,
+    tile: Tile,
+    dtype: str,
+    silu_mul: bool,
+    rounding: Rounding,
+    aligned: bool,
+    nested: bool,
+    index: int,
 ) -> Shape:
     return Shape(K, *tile, dtype, silu_mul, rounding, aligned, nested, overlaps_on(index))
 

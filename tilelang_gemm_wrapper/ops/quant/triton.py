@@ -42,12 +42,12 @@ def quantize(groups):
 def quantize_as_sglang(groups):
     """As `quantize` by rounding "sglang": its division is the GPU's approximate one."""
     magnitude = tl.abs(groups)
-    amax = tl.max(tl.where(magnitude == magnitude, magnitude, 0.0), axis=1)  # without NaN
+    amax = tl.max(tl.where(magnitude >= 0.0, magnitude, 0.0), axis=1)  # false for NaN
     amax = tl.maximum(amax, _LEAST_AMAX)
     factor = tl.inline_asm_elementwise(
         "div.approx.ftz.f32 $0, $1, $2;",
         "=f,f,f",
-        [tl.full_like(amax, _FP8_MAX), amax],
+        [tl.zeros_like(amax) + _FP8_MAX, amax],
         dtype=tl.float32,
         is_pure=True,
         pack=1,
