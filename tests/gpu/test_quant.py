@@ -7,7 +7,7 @@ import torch
 
 from tilelang_gemm_wrapper.ops import per_token_group_quant_fp8, silu_mul_quant_fp8
 from tilelang_gemm_wrapper.ops.arguments import empty_fp8, empty_scale, rows_of
-from tilelang_gemm_wrapper.ops.quant.tilelang import FEW, MANY, launch_tile
+from tilelang_gemm_wrapper.ops.quant.tilelang import TILES, launch_tile
 from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
 KERNELS = ["triton", "tilelang"]
@@ -141,8 +141,8 @@ def test_in_a_graph_and_under_compile(backend):
             assert torch.equal(own[1], other[1])
 
 
-@pytest.mark.parametrize("tile", [FEW, MANY])
-def test_both_tiles_of_tilelang_with_a_last_block_that_is_not_full(tile):
+@pytest.mark.parametrize("tile", [tile for _, tile in TILES])
+def test_every_tile_of_tilelang_with_a_last_block_that_is_not_full(tile):
     (source,) = rows_of(["x"], [torch.randn(37, 1152, device="cuda").bfloat16()])
     q, scale = empty_fp8((37, 1152), "cuda"), empty_scale(37, 9, "row", "cuda")
     launch_tile(source, q, scale, False, "ieee", tile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import product
 
 import pytest
 
@@ -12,7 +11,7 @@ from tilelang_gemm_wrapper import configurer
 pytest.importorskip("tilelang")
 pytestmark = pytest.mark.skipif(configurer.find_nvcc() is None, reason="nvcc was not found")
 
-TILES = ("FEW", "MANY"), ("ieee", "sglang")  # of the quantizer: its tiles and roundings
+ROUNDINGS = ("ieee", "sglang")
 BF16, F16, F32, FP8 = "bfloat16", "float16", "float32", "float8_e4m3"
 
 
@@ -85,43 +84,39 @@ def test_rmsnorm(
 
 
 @pytest.mark.parametrize(
-    ("K", "tile", "dtype", "silu_mul", "rounding", "aligned", "nested", "arch"),
+    ("K", "M", "dtype", "silu_mul", "rounding", "aligned", "nested", "arch"),
     [
-        # K = 0: one kernel for every K
-        *((0, tile, BF16, False, rounding, True, False, "sm_90a") for tile, rounding in product(*TILES)),
-        (0, "MANY", BF16, False, "ieee", True, False, "sm_89"),
-        (0, "MANY", F32, False, "ieee", True, False, "sm_90a"),
-        (9728, "FEW", BF16, True, "ieee", True, False, "sm_90a"),
-        (2560, "MANY", F16, False, "ieee", True, True, "sm_89"),
-        (128, "FEW", F32, True, "ieee", False, True, "sm_90a"),
-        (1000, "FEW", BF16, False, "ieee", True, False, "sm_90a"),
-        (203, "MANY", BF16, False, "sglang", False, False, "sm_89"),
+        # K = 0: rows that follow one another, so that one kernel serves every K
+        *((0, M, BF16, False, rounding, True, False, "sm_90a") for M in (1, 4096) for rounding in ROUNDINGS),
+        (0, 4096, F32, False, "ieee", True, False, "sm_89"),
+        (9728, 16, BF16, True, "ieee", True, False, "sm_90a"),
+        (2560, 4096, F16, False, "ieee", True, True, "sm_89"),
+        (1000, 16, BF16, False, "ieee", True, False, "sm_90a"),
+        (203, 4096, BF16, False, "sglang", False, False, "sm_89"),
     ],
 )
-def test_quant(K, tile, dtype, silu_mul, rounding, aligned, nested, arch):
-    from tilelang_gemm_wrapper.ops.quant import tilelang as implementation
+def test_quant(K, M, dtype, silu_mul, rounding, aligned, nested, arch):
+    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build, pass_configs, tile_of
 
-    width, chunks, _ = sizes = getattr(implementation, tile)
-    shape = implementation.Shape(
-        K, *sizes, dtype, silu_mul, rounding, aligned, nested, early=arch == "sm_90a"
-    )
-    report = compiled(implementation.build, shape, arch, implementation.pass_configs(rounding))
-    vectors = width * (4 if dtype == F32 else 2) // 16
-    assert copies(report, 16)[0] == (chunks * vectors * (1 + silu_mul) if aligned else 0)
-    # A thread's codes leave at once, if rows of codes start where such stores may.
-    assert copies(report, width)[1] == (chunks if K % 128 == 0 else 0)
+    tile = tile_of(M, K or 4096, silu_mul)
+    shape = Shape(K, *tile, dtype, silu_mul, rounding, aligned, nested, arch == "sm_90a")
+    report = compiled(build, shape, arch, pass_configs(rounding))
+    vectors = tile.chunks * tile.width * (4 if dtype == F32 else 2) // 16
+    assert copies(report, 16)[0] == (vectors * (1 + silu_mul) if aligned else 0)
+    # The codes of a chunk leave at once, if rows of codes start where such stores may.
+    assert copies(report, tile.width)[1] == (tile.chunks if K % 128 == 0 else 0)
     assert ("div.approx.ftz.f32" in report.ptx) == (rounding == "sglang")
 
 
-def test_the_quantizers_exact_path_needs_few_registers_and_no_second_division():
-    """What SGLang's kernel is outrun by: registers for six blocks an SM, three operations a value."""
-    from tilelang_gemm_wrapper.ops.quant.tilelang import MANY, Shape, build
+def test_exact_division_costs_the_quantizer_three_operations_a_value():
+    """And registers that leave room for six blocks of 256 threads on an SM."""
+    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build, tile_of
 
-    report = compiled(build, Shape(0, *MANY, BF16, False, "ieee", True, False, True), "sm_90a")
-    assert report.registers <= 40
-    usual = report.ptx.split("vote.sync.any")[1]
-    usual = usual[: usual.index("cvt.rn.satfinite")]
-    assert len(re.findall(r"fma\.rn\.f32", usual)) == 1 + 2 * MANY.width
+    width, chunks, _ = tile = tile_of(4096, 4096, False)
+    report = compiled(build, Shape(0, *tile, BF16, False, "ieee", True, False, True), "sm_90a")
+    # A product with the inverse and two of these; one more is of the scale.
+    assert len(re.findall(r"fma\.rn\.f32", report.ptx)) == chunks * (2 * width + 1)
+    assert report.registers * 256 * 6 <= 65536
 
 
 @pytest.mark.parametrize(

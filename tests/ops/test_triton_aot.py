@@ -76,13 +76,19 @@ def test_rmsnorm_quant(K, capability):
     assert wide(ptx, "ld") or K == 128
 
 
-@pytest.mark.parametrize("capability", [90, 89])
-@pytest.mark.parametrize("tile", [tile_of(1, 4096), tile_of(4096, 4096)])
 @pytest.mark.parametrize(
-    ("K", "silu_mul", "as_sglang"),
-    [(4096, False, False), (4096, True, False), (4096, False, True), (1000, False, False)],
+    ("K", "M", "silu_mul", "as_sglang", "capability"),
+    [
+        (4096, 1, False, False, 90),
+        (4096, 4096, False, False, 89),
+        (4096, 4096, True, False, 90),
+        (4096, 4096, False, True, 90),
+        (4096, 1, False, True, 89),
+        (1000, 4096, False, False, 90),
+    ],
 )
-def test_quant(K, silu_mul, as_sglang, tile, capability):
+def test_quant(K, M, silu_mul, as_sglang, capability):
+    tile = tile_of(M, K)
     constants = {"K": K, "SILU_MUL": silu_mul, "AS_SGLANG": as_sglang, "BLOCK": tile.groups}
     constants |= {"PDL": capability >= 90, "inner": 1, "inner_stride": 1}
     ptx = compile_for(capability, quant_kernel, constants, tile.num_warps, fp8=("q",))

@@ -1,5 +1,6 @@
 """Quantization in TileLang; imports tilelang."""
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -123,14 +124,15 @@ def build(shape: Shape) -> Any:
     return quant
 
 
-# In the order of the number of values that they are for; every one is compiled by `warmup`.
-FEW, MANY = Tile(8, 1, 128), Tile(16, 1, 256)
-FEW_VALUES = 1 << 18
+# Up to so many values, this tile: few values a thread while SMs would be idle otherwise, then fewer and wider
+# blocks. `warmup` compiles every one of them.
+TILES = ((1 << 18, Tile(8, 1, 128)), (math.inf, Tile(16, 1, 256)))
+SILU_TILE = Tile(8, 1, 128)
 
 
 def tile_of(M: int, K: int, silu_mul: bool) -> Tile:
-    """Few values a thread while SMs would be idle otherwise, then fewer and wider blocks."""
-    return FEW if silu_mul or M * K <= FEW_VALUES else MANY
+    """The tile for M rows of K results."""
+    return SILU_TILE if silu_mul else next(tile for bound, tile in TILES if bound >= M * K)
 
 
 def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding) -> None:
@@ -183,7 +185,7 @@ def launch_tile(
 
 def warmup(index: int, rounding: Rounding) -> None:
     """As `ops.quant.warmup`."""
-    for tile in (FEW, MANY):
+    for _, tile in TILES:
         shape = _shape(0, tile, "bfloat16", False, rounding, True, False, index)
         compiled(build, shape, index, pass_configs(rounding))
 
