@@ -52,6 +52,7 @@ def per_token_group_quant_fp8(
     number of rows: "row"-major, or "column_tma", which GEMMs on a GPU read faster: stride (1, M rounded up to
     4), rows beyond M unwritten.
 
+    Runs on the current stream, under torch.compile, and in CUDA graphs once the same call has been made.
     Raises TypeError or ValueError for arguments that do not fit, RuntimeError for a backend that cannot run.
     """
     if group_size != GROUP:
