@@ -142,14 +142,12 @@ def _quantiser(name: str) -> Quantise:
     """x (M, K) bfloat16 -> q (M, K) e4m3, scale (M, K / 128) float32, column-major."""
     if name == "sglang":
         return partial(_sglang(), group_size=128, column_major_scales=True, scale_tma_aligned=True)
-    if name == "group_quant":
-        from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
-
-        return group_quant_fp8
     from tilelang_gemm_wrapper.ops import per_token_group_quant_fp8
 
-    ours: Quantise = per_token_group_quant_fp8
-    return partial(ours, scale_layout=LAYOUT, backend=name)
+    ours: Quantise = partial(per_token_group_quant_fp8, scale_layout=LAYOUT)
+    if name == "group_quant":  # what the plugin calls
+        return partial(ours, rounding="sglang", backend="tilelang")
+    return partial(ours, backend=name)
 
 
 def _sglang() -> Quantise:

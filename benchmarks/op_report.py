@@ -23,7 +23,7 @@ LABELS = {
     "tilelang_split_k": "TileLang split-K",
     "tilelang": "TileLang",
     "auto": "auto",
-    "group_quant": "TileLang group_quant",
+    "group_quant": "TileLang, SGLang's rounding",
     "gemm": "FP8 GEMM",
     "flashinfer": "FlashInfer",
     "flashinfer_pdl": "FlashInfer PDL",

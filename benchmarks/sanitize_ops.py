@@ -48,11 +48,17 @@ def cases() -> Iterator[tuple[str, Callable[[str], Any]]]:
             return stream, q.float(), scale
 
         yield f"fused_add_rmsnorm_quant_fp8 {M}x{K}", fused
-    for M, K in ((1, 128), (7, 1152)):
+    for M, K in ((1, 128), (7, 1152), (5, 1003), (65, 4096)):
         x = random(M, K)
         yield (
             f"per_token_group_quant_fp8 {M}x{K}",
             lambda backend, x=x: [t.float() for t in ops.per_token_group_quant_fp8(x, backend=backend)],
+        )
+        yield (
+            f"per_token_group_quant_fp8 {M}x{K}, SGLang's rounding",
+            lambda backend, x=x: [
+                t.float() for t in ops.per_token_group_quant_fp8(x, rounding="sglang", backend=backend)
+            ],
         )
     for M, N, K in ((1, 5, 7), (1, 129, 2560), (3, 50, 1003), (8, 33, 4096)):
         x, W = random(M, K), random(N, K)

@@ -37,8 +37,10 @@ def block(rows: list[Row], source: str) -> str:
     device = first.device.replace("_", " ")
     lines = [
         f"The linear layers of Qwen3-4B-FP8 on {device}: µs, and in brackets how many times as fast as",
-        "DeepGEMM's kernel on the same column-major scales; 1.00 mostly means that the table names it. Ideal",
-        "is the larger of a plain read of the weights and the FLOPs at 1450 TFLOPS. Means are geometric.",
+        "DeepGEMM's kernel on the same column-major scales. 1.00 mostly means that the tuned file names",
+        "DeepGEMM; a number far above those of the rows beside it, that DeepGEMM's tile does not fit that M.",
+        "Ideal is the larger of a plain read of the weights and the FLOPs at 1450 TFLOPS. Means are",
+        "geometric.",
         *(
             ["Static weights: with `TILELANG_GEMM_STATIC_WEIGHTS=1`, as an engine may set it."]
             if static
@@ -88,8 +90,8 @@ def bands(rows: list[Row], source: str) -> str:
     lines = [
         f"{len({cell[1:] for cell in cells})} public shapes on {first.device.replace('_', ' ')}, "
         f"{len(cells)} cells. The best peer is the faster of DeepGEMM",
-        "with prepared scales and cuBLAS in each cell. Geometric means, in brackets the worst cell. A kernel",
-        "that starts under the one before it can take less than ideal.",
+        "with prepared scales and cuBLAS in each cell. Geometric means, in brackets the worst cell. A time",
+        "below ideal is possible: a kernel may start, and read weights, while the one before it still runs.",
         f"torch {first.torch}, tilelang {first.tilelang}, DeepGEMM {first.deep_gemm}, {first.date}.",
         f"[Every cell]({source}).",
         "",

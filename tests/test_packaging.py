@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import PathDistribution
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from fresh_python import printed_by
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CONSTRAINTS = REPOSITORY / "requirements/constraints.txt"
 PACKAGE = "tilelang_gemm_wrapper"
 OPTIONAL = (
     "tilelang",
@@ -94,6 +97,19 @@ def test_metadata_names_the_command_licence_and_extras(site: Path) -> None:
     assert (metadata / "licenses" / "LICENSE").read_text().lstrip().startswith("Apache License")
     extras = set(distribution.metadata.get_all("Provides-Extra") or ())
     assert {"tune", "deepgemm", "models", "bench", "demo", "test", "lint"} <= extras
+
+
+def test_builds_of_deep_gemm_that_do_not_load_are_not_taken(site: Path) -> None:
+    """Those behind 0.1.5.post1 lack symbols of torch 2.11, which pip cannot know."""
+    (metadata,) = site.glob("*.dist-info")
+    requirements = map(Requirement, PathDistribution(metadata).requires or ())
+    (specifier,) = (r.specifier for r in requirements if r.name == "sgl-deep-gemm")
+    assert [v for v in ("0.1.5", "0.1.5.post1", "0.1.5.post2", "0.1.6") if v in specifier] == [
+        "0.1.5",
+        "0.1.5.post1",
+    ]
+    (pinned,) = re.findall(r"^sgl-deep-gemm==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    assert pinned in specifier
 
 
 def test_installed_package_reads_its_own_configs(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Quantisation against its definition in plain Python, and at the edges its docstring promises."""
+"""Quantization against its definition in plain Python, and at the edges its docstring promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tilelang_gemm_wrapper.quantize import (
     convert_scale_layout,
     is_column_tma,
     per_block_quant_fp8,
-    per_token_group_quant_fp8,
+    per_token_group_quant_fp8_reference,
 )
 
 TINY = torch.finfo(torch.float32).tiny
@@ -41,7 +41,7 @@ def expect_blocks(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, block: 
 @pytest.mark.parametrize(("M", "K"), [(1, 1), (1, 128), (3, 200), (130, 384), (5, 3884)])
 def test_tokens_match_the_definition(M: int, K: int, dtype: torch.dtype) -> None:
     x = randn(M, K, seed=K).to(dtype)
-    q, scale = per_token_group_quant_fp8(x)
+    q, scale = per_token_group_quant_fp8_reference(x)
     expect_blocks(x, q, scale, (1, 128))
 
 
@@ -56,13 +56,13 @@ def test_blocks_match_the_definition(N: int, K: int, dtype: torch.dtype) -> None
 
 def test_other_sizes() -> None:
     x = randn(50, 100)
-    expect_blocks(x, *per_token_group_quant_fp8(x, group_size=64), (1, 64))
+    expect_blocks(x, *per_token_group_quant_fp8_reference(x, group_size=64), (1, 64))
     expect_blocks(x, *per_block_quant_fp8(x, (32, 64)), (32, 64))
 
 
 def test_the_largest_magnitude_lands_on_448_and_the_rest_within_a_half_step() -> None:
     x = randn(64, 512) * randn(64, 1, seed=1).exp()
-    q, scale = per_token_group_quant_fp8(x)
+    q, scale = per_token_group_quant_fp8_reference(x)
     assert (q.float().abs().unflatten(1, (-1, 128)).amax(2) == 448).all()
     restored = q.float() * scale.repeat_interleave(128, 1)
     # Three mantissa bits: half a step is 1/16 of the value, and 2**-10 of the scale among the subnormals.
@@ -73,7 +73,7 @@ def test_the_largest_magnitude_lands_on_448_and_the_rest_within_a_half_step() ->
 def test_all_zero_groups_get_scale_one() -> None:
     x = randn(2, 256)
     x[1, :128] = 0
-    for q, scale in (per_token_group_quant_fp8(x), per_block_quant_fp8(x, (1, 128))):
+    for q, scale in (per_token_group_quant_fp8_reference(x), per_block_quant_fp8(x, (1, 128))):
         assert scale[1, 0] == 1
         assert (q[1, :128].float() == 0).all()
         assert scale[1, 1] == x[1, 128:].abs().max() / 448
@@ -81,27 +81,27 @@ def test_all_zero_groups_get_scale_one() -> None:
 
 @pytest.mark.parametrize("magnitude", [1e-45, 1e-40, 448 * 1e-38])
 def test_tiny_groups_get_a_normal_scale(magnitude: float) -> None:
-    q, scale = per_token_group_quant_fp8(torch.full((1, 128), magnitude))
+    q, scale = per_token_group_quant_fp8_reference(torch.full((1, 128), magnitude))
     assert scale.item() == TINY
     assert (q.float() * scale - magnitude).abs().max() <= TINY * max(2**-10, magnitude / TINY / 16)
 
 
 def test_the_largest_floats_stay_finite() -> None:
     x = torch.full((1, 128), torch.finfo(torch.float32).max)
-    q, scale = per_token_group_quant_fp8(-x)
+    q, scale = per_token_group_quant_fp8_reference(-x)
     assert (q.float() == -448).all()
     assert scale.isfinite().all()
 
 
 def test_non_finite_values_become_nan_and_leave_the_rest_alone() -> None:
     x = randn(3, 256)
-    clean_q, clean_scale = per_token_group_quant_fp8(x)
+    clean_q, clean_scale = per_token_group_quant_fp8_reference(x)
     bad = {(0, 5): torch.nan, (0, 7): torch.inf, (1, 130): -torch.inf}
     for position, value in bad.items():
         x[position] = value
         clean_q[position] = torch.nan
     x[2, :128] = torch.inf
-    q, scale = per_token_group_quant_fp8(x)
+    q, scale = per_token_group_quant_fp8_reference(x)
     assert torch.equal(scale[:2], clean_scale[:2])  # none of the replaced values was the largest
     assert torch.equal(q[:2].view(torch.uint8), clean_q[:2].view(torch.uint8))
     assert scale[2, 0] == 1
@@ -112,7 +112,9 @@ def test_non_finite_values_become_nan_and_leave_the_rest_alone() -> None:
 def test_any_strides_of_the_input() -> None:
     x = randn(200, 10)
     for got, expected in zip(
-        per_token_group_quant_fp8(x.t()), per_token_group_quant_fp8(x.t().contiguous()), strict=True
+        per_token_group_quant_fp8_reference(x.t()),
+        per_token_group_quant_fp8_reference(x.t().contiguous()),
+        strict=True,
     ):
         assert torch.equal(got.float(), expected.float())
 
@@ -120,7 +122,7 @@ def test_any_strides_of_the_input() -> None:
 def test_input_is_left_alone_and_no_gradient_flows() -> None:
     x = randn(4, 200).requires_grad_()
     before = x.detach().clone()
-    for q, scale in (per_token_group_quant_fp8(x), per_block_quant_fp8(x)):
+    for q, scale in (per_token_group_quant_fp8_reference(x), per_block_quant_fp8(x)):
         assert not q.requires_grad
         assert not scale.requires_grad
     assert torch.equal(x, before)
@@ -130,8 +132,8 @@ def test_input_is_left_alone_and_no_gradient_flows() -> None:
 def test_column_layout_is_what_tma_reads(M: int) -> None:
     x = randn(M, 384)
     (q, row), (q_column, column) = (
-        per_token_group_quant_fp8(x),
-        per_token_group_quant_fp8(x, scale_layout="column_tma"),
+        per_token_group_quant_fp8_reference(x),
+        per_token_group_quant_fp8_reference(x, scale_layout="column_tma"),
     )
     rows = math.ceil(M / 4) * 4
     assert torch.equal(column, row)
@@ -161,12 +163,12 @@ def test_conversion_copies_only_what_lies_otherwise() -> None:
 
 def test_no_rows() -> None:
     for layout in ("row", "column_tma"):
-        q, scale = per_token_group_quant_fp8(torch.empty(0, 200), scale_layout=layout)
+        q, scale = per_token_group_quant_fp8_reference(torch.empty(0, 200), scale_layout=layout)
         assert q.shape == (0, 200)
         assert scale.shape == (0, 2)
 
 
-@pytest.mark.parametrize("quantise", [per_token_group_quant_fp8, per_block_quant_fp8])
+@pytest.mark.parametrize("quantise", [per_token_group_quant_fp8_reference, per_block_quant_fp8])
 def test_wrong_inputs_are_refused(quantise) -> None:
     with pytest.raises(TypeError, match=r"is a list; expected a torch\.Tensor"):
         quantise([1.0])
@@ -178,11 +180,30 @@ def test_wrong_inputs_are_refused(quantise) -> None:
         quantise(torch.zeros(2, 0))
 
 
+def test_rounding_as_sglang_matches_its_definition() -> None:
+    x = randn(3, 256)
+    x[0, :128] = 0
+    x[1, 5], x[1, 6] = torch.nan, -torch.nan
+    x[2, 130] = -torch.inf
+    q, scale = per_token_group_quant_fp8_reference(x, rounding="sglang")
+    inverse = torch.tensor(1 / 448, dtype=torch.float32)
+    assert scale[0, 0] == torch.tensor(1e-10) * inverse and scale[2, 1] == torch.inf
+    assert (q[0, :128].float() == 0).all() and (q[1, 5:7].float() == 448).all()
+    rest = torch.cat([x[2, 128:130], x[2, 131:]])
+    assert rest.isfinite().all() and q[2, 130].float() == 448  # Inf times 0, as NaN
+    assert (q[2, 128:130].float() == 0).all() and (q[2, 131:].float() == 0).all()
+    amax = x[0, 128:].abs().max()
+    assert scale[0, 1] == amax * inverse
+    assert torch.equal(q[0, 128:].float(), (x[0, 128:] * (448 / amax)).to(torch.float8_e4m3fn).float())
+    with pytest.raises(ValueError, match="rounding is 'exact'; expected one of 'ieee', 'sglang'"):
+        per_token_group_quant_fp8_reference(x, rounding="exact")
+
+
 def test_wrong_options_are_refused() -> None:
     x = torch.zeros(2, 128)
     with pytest.raises(ValueError, match="group_size is 0; expected a positive int"):
-        per_token_group_quant_fp8(x, group_size=0)
+        per_token_group_quant_fp8_reference(x, group_size=0)
     with pytest.raises(ValueError, match=r"block_size\[1\] is -128"):
         per_block_quant_fp8(x, (128, -128))
     with pytest.raises(ValueError, match="scale_layout is 'column'; expected one of 'row', 'column_tma'"):
-        per_token_group_quant_fp8(x, scale_layout="column")
+        per_token_group_quant_fp8_reference(x, scale_layout="column")

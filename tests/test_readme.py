@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -12,10 +13,15 @@ import pytest
 import torch
 
 from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core.report import OURS, OURS_COLUMN_MAJOR, geomean
+from tilelang_gemm_wrapper.core.results import Row, by_cell, read_rows
+from tilelang_gemm_wrapper.core.tuner.search import PROBE_LOSS
 from tilelang_gemm_wrapper.core.workload import error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
+RESULTS = REPOSITORY / "benchmarks/results"
+H100 = RESULTS / "NVIDIA_H100_80GB_HBM3"
 
 
 def test_the_example_runs_and_computes_the_product(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,12 +49,75 @@ def test_the_example_of_the_ops_runs() -> None:
     [("kernel-lab.md", ("lab.md", "launch_latency.md")), ("kernel-tour.md", ("tour.md",))],
 )
 def test_tables_of_documents_are_lines_of_results(document: str, results: tuple[str, ...]) -> None:
-    folder = REPOSITORY / "benchmarks/results/NVIDIA_H100_80GB_HBM3"
-    measured = {line for name in results for line in (folder / name).read_text().splitlines()}
+    measured = {line for name in results for line in (H100 / name).read_text().splitlines()}
     lines = (REPOSITORY / "docs" / document).read_text().split("\n## ")
     shown = [line for part in lines for line in part.splitlines() if re.match(r"\|.*\d\.\d|\| \d+ B", line)]
     assert len(shown) >= 12
     assert [line for line in shown if line not in measured] == []
+
+
+def test_every_percentage_in_the_prose_of_the_readme_is_measured() -> None:
+    """In the order in which they stand; a new one needs a line here that says where it comes from."""
+    prose = re.sub(r"```.*?```|<!-- (\w+):begin -->.*?<!-- \1:end -->|^\|.*?$", "", README, flags=re.S | re.M)
+    shorter = decode_steps_shorter(H100 / "sglang_qwen3-4b.csv")
+    mean, worst = cost_of_row_major_scales(H100 / "gemm_public.csv")
+    assert re.findall(r"([\d.]+) %", prose) == [
+        *(f"{shorter[batch]:.1f}" for batch in ("1", "16", "64")),
+        f"{100 * (PROBE_LOSS - 1):.0f}",
+        f"{mean:.0f}",
+        f"{worst:.0f}",
+    ]
+
+
+def decode_steps_shorter(path: Path) -> dict[str, float]:
+    """Percent by batch: this package's steps against those of deep_gemm."""
+    with path.open() as file:
+        steps = [row for row in csv.DictReader(file) if row["what"] == "decode"]
+    assert {row["sglang"] for row in steps} == set(re.findall(r"with SGLang ([\d.]+) and", README))
+    ms = {(row["backend"], row["M"]): float(row["value"]) for row in steps}
+    return {
+        M: 100 * (1 - ms["tilelang", M] / ms["deep_gemm", M]) for backend, M in ms if backend == "tilelang"
+    }
+
+
+def cost_of_row_major_scales(path: Path) -> tuple[float, float]:
+    """Percent over column-major ones: the mean, and the worst cell."""
+    cells = by_cell(read_rows(path, Row)).values()
+    times = [
+        (cell[OURS].p50_us, cell[OURS_COLUMN_MAJOR].p50_us) for cell in cells if OURS_COLUMN_MAJOR in cell
+    ]
+    quotients = [row / column for row, column in times if row and column]
+    mean = geomean(quotients)
+    assert len(quotients) > 500 and mean
+    return 100 * (mean - 1), 100 * (max(quotients) - 1)
+
+
+def test_the_tables_of_the_ops_are_those_of_the_results() -> None:
+    """On the device that the heading names."""
+    text = (REPOSITORY / "docs/ops.md").read_text()
+    (device,) = re.findall(r"^## Measured on an (.*)$", text, re.MULTILINE)
+    with (RESULTS / device.replace(" ", "_") / "quant.csv").open() as file:
+        us = {
+            (row["op"], row["M"], row["K"], row["provider"]): float(row["p50_us"] or "nan")
+            for row in csv.DictReader(file)
+        }
+
+    def fused(M: str) -> list[str]:
+        op = "fused_add_rmsnorm_quant_fp8"
+        separate, auto = us[op, M, "4096", "separate"], us[op, M, "4096", "auto"]
+        return [f"{separate:.2f}", f"{auto:.2f}", f"{separate / auto:.2f}"]
+
+    def beside_sglang(M: str) -> list[str]:
+        ops = (("per_token_group_quant_fp8", "4096"), ("silu_mul_quant_fp8", "9728"))
+        return [f"{us[op, M, K, name]:.2f}" for op, K in ops for name in ("auto", "sglang")]
+
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in re.findall(r"^\| \d.*$", text, re.MULTILINE)
+    ]
+    assert {len(line) for line in lines} == {5} and len(lines) == 10
+    assert [line[1:4] for line in lines[:3]] == [fused(line[0]) for line in lines[:3]]
+    assert [line[1:] for line in lines[3:]] == [beside_sglang(line[0]) for line in lines[3:]]
 
 
 def test_the_example_of_the_lab_is_a_case(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .entrypoint import explain, gemm_nt_f8f8bf16, warmup
-    from .quantize import per_block_quant_fp8, per_token_group_quant_fp8
+    from .ops import per_token_group_quant_fp8
+    from .quantize import per_block_quant_fp8
 
 __version__ = "0.1.0"
 
@@ -28,7 +29,7 @@ _HOME = {
     "gemm_nt_f8f8bf16": ".entrypoint",
     "warmup": ".entrypoint",
     "per_block_quant_fp8": ".quantize",
-    "per_token_group_quant_fp8": ".quantize",
+    "per_token_group_quant_fp8": ".ops",
 }
 
 

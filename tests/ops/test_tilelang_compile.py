@@ -11,6 +11,7 @@ from tilelang_gemm_wrapper import configurer
 pytest.importorskip("tilelang")
 pytestmark = pytest.mark.skipif(configurer.find_nvcc() is None, reason="nvcc was not found")
 
+ROUNDINGS = ("ieee", "sglang")
 BF16, F16, F32, FP8 = "bfloat16", "float16", "float32", "float8_e4m3"
 
 
@@ -19,12 +20,12 @@ def on_both(cases):
     return [(*case, "sm_90a") for case in cases] + [(*case, "sm_89") for case in cases[1::2]]
 
 
-def compiled(build, shape, arch):
+def compiled(build, shape, arch, pass_configs=None):
     """What the compiler makes of a kernel: never spills."""
     from tilelang_gemm_wrapper.core.compile_report import cross_compile_primfunc
     from tilelang_gemm_wrapper.ops.simt import PASS_CONFIGS
 
-    report = cross_compile_primfunc(build(shape), arch, PASS_CONFIGS)
+    report = cross_compile_primfunc(build(shape), arch, pass_configs or PASS_CONFIGS)
     assert report.spill_bytes == report.stack_bytes == 0
     return report
 
@@ -83,21 +84,39 @@ def test_rmsnorm(
 
 
 @pytest.mark.parametrize(
-    ("K", "chunks", "dtype", "silu_mul", "aligned", "nested", "arch"),
-    on_both(
-        [
-            (4096, 2, BF16, False, True, False),
-            (9728, 1, BF16, True, True, False),
-            (128, 1, F32, True, False, True),
-        ]
-    ),
+    ("K", "M", "dtype", "silu_mul", "rounding", "aligned", "nested", "arch"),
+    [
+        # K = 0: rows that follow one another, so that one kernel serves every K
+        *((0, M, BF16, False, rounding, True, False, "sm_90a") for M in (1, 4096) for rounding in ROUNDINGS),
+        (0, 4096, F32, False, "ieee", True, False, "sm_89"),
+        (9728, 16, BF16, True, "ieee", True, False, "sm_90a"),
+        (2560, 4096, F16, False, "ieee", True, True, "sm_89"),
+        (1000, 16, BF16, False, "ieee", True, False, "sm_90a"),
+        (203, 4096, BF16, False, "sglang", False, False, "sm_89"),
+    ],
 )
-def test_quant(K, chunks, dtype, silu_mul, aligned, nested, arch):
-    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build
+def test_quant(K, M, dtype, silu_mul, rounding, aligned, nested, arch):
+    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build, pass_configs, tile_of
 
-    report = compiled(build, Shape(K, chunks, dtype, silu_mul, aligned, nested, arch == "sm_90a"), arch)
-    assert copies(report, 16)[0] == (chunks * (1 + silu_mul) if aligned else 0)
-    assert copies(report, 8)[1] == chunks  # eight codes each
+    tile = tile_of(M, K or 4096, silu_mul)
+    shape = Shape(K, *tile, dtype, silu_mul, rounding, aligned, nested, arch == "sm_90a")
+    report = compiled(build, shape, arch, pass_configs(rounding))
+    vectors = tile.chunks * tile.width * (4 if dtype == F32 else 2) // 16
+    assert copies(report, 16)[0] == (vectors * (1 + silu_mul) if aligned else 0)
+    # The codes of a chunk leave at once, if rows of codes start where such stores may.
+    assert copies(report, tile.width)[1] == (tile.chunks if K % 128 == 0 else 0)
+    assert ("div.approx.ftz.f32" in report.ptx) == (rounding == "sglang")
+
+
+def test_exact_division_costs_the_quantizer_three_operations_a_value():
+    """And registers that leave room for six blocks of 256 threads on an SM."""
+    from tilelang_gemm_wrapper.ops.quant.tilelang import Shape, build, tile_of
+
+    width, chunks, _ = tile = tile_of(4096, 4096, False)
+    report = compiled(build, Shape(0, *tile, BF16, False, "ieee", True, False, True), "sm_90a")
+    # A product with the inverse and two of these; one more is of the scale.
+    assert len(re.findall(r"fma\.rn\.f32", report.ptx)) == chunks * (2 * width + 1)
+    assert report.registers * 256 * 6 <= 65536
 
 
 @pytest.mark.parametrize(

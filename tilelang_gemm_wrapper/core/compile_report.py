@@ -61,7 +61,9 @@ def cross_compile_primfunc(function: Any, arch: str, pass_configs: Mapping[str, 
     )
     include = Path(tilelang.__file__).parent
     includes = [f"-I{include / 'src'}", f"-I{include / '3rdparty/cutlass/include'}"]
-    ptx = ptx_of(artifact.kernel_source, arch, ["-std=c++17", "-w", *includes])
+    # TileLang's own compilation gives nvcc this flag for that pass config.
+    fast_math = ["--use_fast_math"] if pass_configs.get("tl.enable_fast_math") else []
+    ptx = ptx_of(artifact.kernel_source, arch, ["-std=c++17", "-w", *fast_math, *includes])
     # ptxas refuses a kernel above the static limit; the dynamic part it does not know.
     _, info = cubin_of(ptx, arch)
     return CompileReport(

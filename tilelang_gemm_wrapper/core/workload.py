@@ -9,7 +9,12 @@ from typing import Literal, get_args
 import torch
 
 from ..backends import torch_reference
-from ..quantize import ScaleLayout, convert_scale_layout, per_block_quant_fp8, per_token_group_quant_fp8
+from ..quantize import (
+    ScaleLayout,
+    convert_scale_layout,
+    per_block_quant_fp8,
+    per_token_group_quant_fp8_reference,
+)
 
 Distribution = Literal["normal", "wide_scales"]
 Quantiser = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -82,7 +87,7 @@ def random_workload(
             f"distribution is {distribution!r}; expected one of {', '.join(get_args(Distribution))}"
         )
     generator = torch.Generator(device).manual_seed(seed)
-    A, A_scale = _quantised_normal(M, K, generator, per_token_group_quant_fp8)
+    A, A_scale = _quantised_normal(M, K, generator, per_token_group_quant_fp8_reference)
     B, B_scale = _quantised_normal(N, K, generator, per_block_quant_fp8)
     if distribution == "wide_scales":
         for scale in (A_scale, B_scale):

@@ -10,7 +10,6 @@ import torch
 from torch.compiler import is_compiling
 
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_token_group_quant_fp8
-from tilelang_gemm_wrapper.ops.group_quant import group_quant_fp8
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +74,9 @@ class BlockFp8Linear:
         rows = input.view(-1, input.shape[-1])
         if input_scale is not None:
             A = rows, input_scale
-        elif rows.is_cuda:
-            A = group_quant_fp8(rows)
         else:
-            A = per_token_group_quant_fp8(rows, scale_layout="column_tma")
+            backend = "tilelang" if rows.is_cuda else "torch"  # the one that `prepare` has compiled
+            A = per_token_group_quant_fp8(rows, scale_layout="column_tma", rounding="sglang", backend=backend)
         C = gemm_nt_f8f8bf16(A, (weight, weight_scale))
         if bias is not None:
             C += bias

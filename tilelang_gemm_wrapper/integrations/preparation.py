@@ -14,7 +14,7 @@ from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, build_table
 from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.integrations.block_fp8_linear import Shape
-from tilelang_gemm_wrapper.ops import group_quant
+from tilelang_gemm_wrapper.ops import quant
 
 Selection = dict[Shape, tuple[tuple[int, str, KernelConfig | None], ...]]  # (largest M, kernel, config) each
 
@@ -85,7 +85,7 @@ def _source(choices: Iterable[Choice]) -> str:
 
 def _why_no_quantizer(index: int) -> str | None:
     try:
-        group_quant.warmup(index)
+        quant.warmup(index, "sglang")
     except Exception as problem:  # any compiler failure: the engine has a quantizer of its own
         return f"the quantizer of activations did not compile ({first_line(problem)})"
     return None

@@ -1,4 +1,4 @@
-"""What stands around the GEMM in an engine: GEMV, RMSNorm and FP8 quantisation, in Triton and in TileLang.
+"""What stands around the GEMM in an engine: GEMV, RMSNorm and FP8 quantization, in Triton and in TileLang.
 
 Importing this loads neither: the first call that needs one does.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -165,23 +166,29 @@ def _stretch(tensor: torch.Tensor) -> tuple[int, int]:
 
 def is_vectorisable(width: int, *rows: Rows) -> bool:
     """Whether every row of all starts at a multiple of `width` bytes, and K fills whole vectors."""
-    return all(
-        (row.tensor.data_ptr() | row.outer_stride * size | row.inner_stride * size | row.K * size) % width
-        == 0
-        for row in rows
-        for size in (row.tensor.element_size(),)
-    )
+    for tensor, outer_stride, inner_stride in rows:
+        bits = (outer_stride | inner_stride | tensor.shape[2]) * tensor.element_size() | tensor.data_ptr()
+        if bits % width:
+            return False
+    return True
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
     """ "bfloat16" of a tensor of torch.bfloat16."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name(tensor.dtype)
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The memory from first to last element as one dimension, for kernels that are told the strides."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.as_strided((last + 1,), (1,))
+    elements = 1
+    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+        elements += (size - 1) * step
+    return tensor.as_strided((elements,), (1,))
 
 
 def empty_fp8(shape: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -195,9 +202,19 @@ def empty_scale(M: int, groups: int, scale_layout: ScaleLayout, device: torch.de
     Of "column_tma" the rows up to the next multiple of 4 stay unwritten. Raises ValueError for another
     layout.
     """
+    return scale_and_memory(M, groups, scale_layout, device)[0]
+
+
+def scale_and_memory(
+    M: int, groups: int, scale_layout: ScaleLayout, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `empty_scale`, and all of its memory as one dimension."""
     if scale_layout == "row":
-        return torch.empty((M, groups), dtype=torch.float32, device=device)
-    if scale_layout == "column_tma":
-        columns = torch.empty((groups, round_up(M, TMA_ALIGNMENT)), dtype=torch.float32, device=device)
-        return columns.t()[:M]
-    raise ValueError(f"scale_layout is {scale_layout!r}; expected 'row' or 'column_tma'")
+        stride, size = (groups, 1), M * groups
+    elif scale_layout == "column_tma":
+        rows = round_up(M, TMA_ALIGNMENT)
+        stride, size = (1, rows), groups * rows
+    else:
+        raise ValueError(f"scale_layout is {scale_layout!r}; expected 'row' or 'column_tma'")
+    memory = torch.empty(size, dtype=torch.float32, device=device)
+    return memory.as_strided((M, groups), stride), memory

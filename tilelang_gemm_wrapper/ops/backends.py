@@ -15,6 +15,7 @@ from ..core.device import device_of
 from . import measured
 
 Backend = Literal["auto", "triton", "tilelang", "torch"]
+_BACKENDS = get_args(Backend)
 # Public op -> the package that has its implementations.
 PACKAGES = {
     "gemv": "gemv",
@@ -38,8 +39,8 @@ def implementation(
     dtype names the operands in the measurements; fp8: whether e4m3 is read or written. Raises ValueError for
     an unknown backend, RuntimeError with the reason for one that cannot run on the device of x.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, get_args(Backend)))}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, _BACKENDS))}")
     index = x.get_device() if x.is_cuda else -1
     if backend == "auto":
         backend = _measured_best(op, dtype, M, N, K, index, fp8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.compiler import is_compiling
 
 _library = torch.library.Library("tilelang_gemm", "FRAGMENT")
 
@@ -22,7 +23,7 @@ def define(schema: str, launch: Callable[..., None]) -> None:
 
 def is_tracing(x: torch.Tensor) -> bool:
     """Whether the call must go through PyTorch's dispatcher: it is compiled, or the tensor has no memory."""
-    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+    return is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
 
 
 def _nothing_to_make(*arguments: object) -> None:

@@ -1,8 +1,8 @@
 """Which backend of an op was measured to be the fastest, by device and shape.
 
 The tables `measured_tables/<device>.json` come with the package, written by
-`benchmarks/choose_op_backends.py` from the benchmarks' results. What `autotune.tune` measured on this machine
-goes before them.
+`benchmarks/choose_op_backends.py` from the benchmarks' results. A chip that has none takes that of another
+with as many SMs of the same architecture. What `autotune.tune` measured on this machine goes before them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core.device import Device, canonical_name
+from ..core.device import KNOWN_DEVICES, Device, canonical_name
 from ..core.kernel_cache import OWN_FOLDERS, cache_directory, known_directory
 from ..core.whole_file import replacing
 
@@ -153,7 +153,18 @@ def _own(device: Device) -> tuple[Entry, ...]:
 
 @lru_cache(maxsize=16)
 def _shipped(device: Device) -> tuple[Entry, ...]:
-    return _read(TABLES / f"{canonical_name(device.name)}.json")
+    own = TABLES / f"{canonical_name(device.name)}.json"
+    return _read(own if own.exists() else next(filter(_is_alike(device), sorted(TABLES.glob("*.json"))), own))
+
+
+def _is_alike(device: Device) -> Callable[[Path], bool]:
+    """Whether a table is of a chip with as many SMs of the same architecture."""
+
+    def alike(table: Path) -> bool:
+        other = KNOWN_DEVICES.get(table.stem)
+        return other is not None and (other.arch, other.sm_count) == (device.arch, device.sm_count)
+
+    return alike
 
 
 def _read(path: Path) -> tuple[Entry, ...]:

@@ -14,11 +14,20 @@ from ..core.device import device_of
 
 
 def overlaps(tensor: torch.Tensor) -> bool:
-    """Whether kernels on the device of the tensor are launched so: a Hopper GPU or a newer one."""
-    return tensor.is_cuda and device_of(tensor.get_device()).capability >= 90
+    """Whether kernels on the device of the tensor are launched so; see `overlaps_on`."""
+    return overlaps_on(tensor.get_device())
+
+
+def overlaps_on(index: int) -> bool:
+    """Whether kernels on CUDA device `index`, -1 for the CPU, are launched so: on Hopper and newer GPUs."""
+    return index >= 0 and device_of(index).capability >= 90
 
 
 def triton_options(tensor: torch.Tensor) -> dict[str, bool]:
-    """Launch options of a Triton kernel that has PDL; what no such GPU takes is not named at all."""
-    pdl = overlaps(tensor)
-    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
+    """Options of every launch of the ops' Triton kernels, which all have a constant PDL.
+
+    launch_pdl is named only where the GPU takes it. Fusion of products and sums is fixed: Triton's default
+    changes with its release and with TRITON_DEFAULT_FP_FUSION, and the kernels were measured with it.
+    """
+    pdl = {"PDL": True, "launch_pdl": True} if overlaps(tensor) else {"PDL": False}
+    return {**pdl, "enable_fp_fusion": True}

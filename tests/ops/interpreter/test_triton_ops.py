@@ -115,10 +115,61 @@ def test_quant(dtype):
         x[5] *= 1e-30
     q, scale = torch.full((7, 384), NAN), torch.full((7, 3), NAN)
     codes, wanted = torch.empty(7, 384, dtype=torch.float8_e4m3fn), torch.empty(7, 3)
-    quant_triton.launch(rows(x), q, scale, False)
-    quant_reference.launch(rows(x), codes, wanted, False)
+    quant_triton.launch(rows(x), q, scale, False, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, False, "ieee")
     assert torch.equal(scale, wanted)
     assert_same_codes(q, codes)
+
+
+def groups_of(amax, values):
+    """Rows (amax, values...) with zeros behind them up to 128."""
+    x = torch.zeros(amax.numel(), 128)
+    x[:, 0] = amax
+    x[:, 1 : 1 + values.shape[1]] = values.clamp(max=amax[:, None])
+    return x
+
+
+def every_pair_of_bfloat16():
+    """All significands of a group's largest value, with all of a value, down to where codes are 0."""
+    significands = torch.arange(128.0, 256) / 128
+    values = torch.cat([significands * 2.0**-power for power in range(21)])
+    values = torch.cat([values, values[:1].expand(-values.numel() % 127)]).view(-1, 1, 127)
+    amax = significands.repeat(values.shape[0])
+    return groups_of(amax, values.expand(-1, 128, -1).reshape(-1, 127)).bfloat16()
+
+
+def float32_beside_every_boundary():
+    """The three values nearest to where the rounded quotient becomes, or leaves, the middle of two codes."""
+    amax = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 1
+    scale = (amax / 448).double()[:, None]
+    middles = torch.cat([torch.arange(17, 32, 2) / 16.0, torch.arange(1, 16, 2) / 1024.0]).double()
+    steps = middles.log2().floor().exp2() * 2.0**-24
+    near = (torch.cat([middles - steps, middles + steps]) * scale).float()
+    away = [torch.nextafter(near, torch.full_like(near, end)) for end in (0.0, 448.0)]
+    return groups_of(amax, torch.cat([near, *away], dim=1))
+
+
+@pytest.mark.parametrize("values", [every_pair_of_bfloat16, float32_beside_every_boundary])
+def test_codes_are_those_of_the_division(values):
+    x = values()
+    q, scale = torch.full(x.shape, NAN), torch.full((x.shape[0], 1), NAN)
+    codes, wanted = torch.empty(x.shape, dtype=torch.float8_e4m3fn), torch.empty_like(scale)
+    quant_triton.launch_tile(rows(x), q, scale, False, "ieee", quant_triton.Tile(128, 4))
+    quant_reference.launch(rows(x), codes, wanted, False, "ieee")
+    assert torch.equal(scale, wanted)
+    assert_same_codes(q, codes)
+
+
+@pytest.mark.parametrize("K", [1, 100, 200, 1003])
+def test_quant_of_rows_whose_last_group_is_shorter(K):
+    x = torch.randn(5, K + 3)[:, 1 : K + 1]
+    around, scale = torch.full((7, K), NAN), torch.full((-(-K // 128), 8), NAN).t()[:5]
+    codes, wanted = torch.empty(5, K, dtype=torch.float8_e4m3fn), torch.empty(5, -(-K // 128))
+    quant_triton.launch(rows(x), around[1:6], scale, False, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, False, "ieee")
+    assert torch.equal(scale, wanted)
+    assert_same_codes(around[1:6], codes)
+    assert around[0].isnan().all() and around[-1].isnan().all(), "wrote beside q"
 
 
 def test_strided_quant_with_silu():
@@ -126,8 +177,8 @@ def test_strided_quant_with_silu():
     x = whole[:, 1:, 8 : 8 + 512]
     q, scale = torch.full((8, 256), NAN), torch.full((2, 8), NAN).t()
     codes, wanted = torch.empty(8, 256, dtype=torch.float8_e4m3fn), torch.empty(8, 2)
-    quant_triton.launch(rows(x), q, scale, True)
-    quant_reference.launch(rows(x), codes, wanted, True)
+    quant_triton.launch(rows(x), q, scale, True, "ieee")
+    quant_reference.launch(rows(x), codes, wanted, True, "ieee")
     assert torch.allclose(scale, wanted, rtol=1e-6, atol=0)
     assert (as_codes(q).int() - codes.view(torch.uint8).int()).abs().max() <= 1
 

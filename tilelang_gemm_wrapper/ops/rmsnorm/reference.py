@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..arguments import Rows
-from ..quant.reference import quantise
+from ..quant.reference import quantize
 
 
 def launch(
@@ -25,7 +25,7 @@ def launch_quant(
     offset: float,
 ) -> None:
     """As `launch`, the norm quantised into q (M, K) e4m3 and scale (M, K / 128) float32."""
-    quantise(_normalised(x, residual, weight, eps, offset).flatten(0, 1), q, scale)
+    quantize(_normalised(x, residual, weight, eps, offset).flatten(0, 1), q, scale)
 
 
 def _normalised(

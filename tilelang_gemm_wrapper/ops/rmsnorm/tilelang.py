@@ -14,7 +14,7 @@ from ..simt import (
     PASS_CONFIGS,
     any_float32,
     load_chunk,
-    quantise_chunk,
+    quantize_chunk,
     store_chunk,
     sum_over_lanes,
     tilelang_dtype,
@@ -144,7 +144,7 @@ def build(shape: Shape) -> Any:
                         * (T.cast(weights[of_weight + v], "float32") + offset)
                     )
                 if quantise:
-                    quantise_chunk(y, results, group_scale)
+                    quantize_chunk(y, results, group_scale, CHUNK)
                     if exists and lane % 16 == 0 and column < K:
                         scale[row * scale_row + column // 128 * scale_group] = group_scale[0]
                 else:

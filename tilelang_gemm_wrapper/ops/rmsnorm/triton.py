@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..arguments import Rows
 from ..pdl import triton_options
-from ..quant.triton import quantise
+from ..quant.triton import quantize
 
 MAX_BLOCK = 16384  # columns of a row that stay in registers; longer rows are read twice, mostly from L2
 
@@ -42,12 +42,12 @@ def _store(values, factor, weight, columns, offset, out, at_out, mask):
 
 
 @triton.jit
-def _store_quantised(
+def _store_quantized(
     values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K: tl.constexpr
 ):
     """values (GROUPS, 128) of one row, columns alike; q and scale where the row's begin."""
     scaled = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32) + offset
-    codes, scales = quantise(values * factor * scaled)
+    codes, scales = quantize(values * factor * scaled)
     tl.store(q + columns, codes.to(q.dtype.element_ty), mask=mask)
     group = tl.min(columns, axis=1) // 128
     tl.store(scale + group * scale_stride_g, scales, mask=group < K // 128)
@@ -141,7 +141,7 @@ def rmsnorm_quant_kernel(
         mask = columns < K
         values = _load(x, residual, columns, columns, mask, HAS_RESIDUAL, True)
         factor = _factor(tl.sum(values * values), eps, K)
-        _store_quantised(values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K)
+        _store_quantized(values, factor, weight, columns, offset, q, mask, scale, scale_stride_g, K)
     else:
         products = tl.zeros((GROUPS, 128), tl.float32)
         for start in range(0, K, GROUPS * 128):
@@ -152,7 +152,7 @@ def rmsnorm_quant_kernel(
         for start in range(0, K, GROUPS * 128):
             part = start + columns
             values = _load(x, residual, part, part, part < K, HAS_RESIDUAL, False)
-            _store_quantised(values, factor, weight, part, offset, q, part < K, scale, scale_stride_g, K)
+            _store_quantized(values, factor, weight, part, offset, q, part < K, scale, scale_stride_g, K)
 
 
 class Tile(NamedTuple):
