@@ -17,7 +17,7 @@ from ..core import kernel_registry
 from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
 from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
-from ..core.default_choice import default_entries
+from ..core.default_choice import continued, default_entries
 from ..core.device import KNOWN_DEVICES, Device, device_of
 from ..core.workload import Workload, random_workload, reference
 from . import capture
@@ -54,7 +54,8 @@ def chosen_config(kernel_type: str, M: int, N: int, K: int, device: Device) -> K
     Raises ValueError where the kernel type has none for the shape.
     """
     file = find_config(N, K, device).file
-    entries = [(entry.M, entry.config) for entry in file.entries] if file else default_entries(N, K, device)
+    tuned = continued(file.entries, N, K, device) if file else []
+    entries = [(entry.M, entry.config) for entry in tuned] or default_entries(N, K, device)
     serving = next((config for bound, config in entries if bound >= M), entries[-1][1] if entries else None)
     if serving is not None and serving.kernel_type == kernel_type:
         return serving
