@@ -18,7 +18,6 @@ from tilelang_gemm_wrapper.core.config_file import (
     parse_config_file,
 )
 from tilelang_gemm_wrapper.core.config_loader import choose, find_config, why_other_kernels
-from tilelang_gemm_wrapper.core.default_choice import continued
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name
 
 _NAMED_FOR = re.compile(r"N=([0-9]+),K=([0-9]+),device_name=([^,]+)(,.*)?\.json")
@@ -136,9 +135,15 @@ def table(N: int, K: int, device: Device) -> str:
     return "\n".join(lines)
 
 
+def _continued(file: ConfigFile, device: Device) -> list[Entry]:
+    from tilelang_gemm_wrapper.core.default_choice import continued  # numpy: `doctor` reports without it
+
+    return continued(file.entries, file.N, file.K, device)
+
+
 def _above(file: ConfigFile, device: Device) -> list[str]:
     """A line that says what serves the M far above the last tuned one, where that is not its entry."""
-    serving, tuned = continued(file.entries, file.N, file.K, device), len(file.entries)
+    serving, tuned = _continued(file, device), len(file.entries)
     if len(serving) == tuned:
         return []
     kernels = ", ".join(describe(entry.config) for entry in serving[tuned:])
@@ -212,7 +217,7 @@ class _Serving:
             file = found.read()
         except ConfigFileError:
             return cls()
-        return cls(file.entries, continued(file.entries, file.N, file.K, found.device))
+        return cls(file.entries, _continued(file, found.device))
 
     def at(self, M: int) -> Entry | None:
         is_tuned = bool(self.tuned) and M <= self.tuned[-1].M
