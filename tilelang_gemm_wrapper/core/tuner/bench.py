@@ -118,21 +118,32 @@ class GpuBench:
     def check(self, config: KernelConfig, M: int) -> float:
         """The error at M tokens. Raises CandidateError where the candidate is wrong in any way."""
         try:
-            if config not in self._checked_ragged:
-                # One row more than whole tiles where the data have it, else one row less than M.
-                tile = max(config.tile_tokens, 8)
-                m_max = self._C.shape[0] - 2 * GUARD_ROWS
-                self._check_on_all(config, min(tile + 1, m_max), "row")
-                self._checked_ragged.add(config)
-            error = self._check_on_all(config, M, "column_tma")
-            if self._input_sums() != self._sums:
-                # Everything timed after this would be on other data.
-                raise DeviceLostError("out_of_bounds", f"it changed its inputs at M = {M}")
+            try:
+                error = self._check_layouts(config, M)
+            except CandidateError:
+                self._require_same_inputs(M)
+                raise
+            self._require_same_inputs(M)
             return error
         except CandidateError:
             raise
         except Exception as problem:
             raise self._classified(problem) from problem
+
+    def _check_layouts(self, config: KernelConfig, M: int) -> float:
+        """The error at M tokens with column-major scales; at first row-major ones and a ragged M as well."""
+        if config not in self._checked_ragged:
+            # One row more than whole tiles where the data have it, else one row less than M.
+            tile = max(config.tile_tokens, 8)
+            m_max = self._C.shape[0] - 2 * GUARD_ROWS
+            self._check_on_all(config, min(tile + 1, m_max), "row")
+            self._checked_ragged.add(config)
+        return self._check_on_all(config, M, "column_tma")
+
+    def _require_same_inputs(self, M: int) -> None:
+        if self._input_sums() != self._sums:
+            # Everything checked and timed after this would be on other data.
+            raise DeviceLostError("out_of_bounds", f"it changed its inputs at M = {M}")
 
     def _check_on_all(self, config: KernelConfig, M: int, layout: ScaleLayout) -> float:
         """The error on the random data, once the candidate is right on these and on the integers."""
