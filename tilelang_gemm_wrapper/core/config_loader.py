@@ -89,10 +89,7 @@ def why_other_kernels(file: ConfigFile) -> str | None:
         return None
     if not isinstance(tuned_with, str) or tuned_with == running:
         return None
-    return (
-        f"tuned with {_short(tuned_with)}, running {_short(running)}: others may be the fastest now; tune "
-        f"N={file.N}, K={file.K} again to know"
-    )
+    return f"tuned with {_short(tuned_with)}, running {_short(running)}"
 
 
 def _short(code_version: str) -> str:

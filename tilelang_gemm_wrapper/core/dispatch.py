@@ -131,7 +131,8 @@ def _tuned_table(N: int, K: int, device: Device, file: ConfigFile, refused: tupl
             f"N={N}, K={K}, {len(replaced)} entries of {file.path}: {replaced[0].reason}; {runs} instead"
         )
     if why_other := why_other_kernels(file):
-        remarks.append(Remark("tuned with other kernels", f"{file.path}: {why_other}"))
+        remedy = f"others may be the fastest now; tune N={N}, K={K} again to know"
+        remarks.append(Remark("tuned with other kernels", f"{file.path}: {why_other}: {remedy}"))
     if above:
         last = tuned[-1].M
         choices += [
