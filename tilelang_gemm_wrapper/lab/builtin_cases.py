@@ -19,7 +19,7 @@ from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
 from ..core.default_choice import continued, default_entries
 from ..core.device import KNOWN_DEVICES, Device, device_of
-from ..core.workload import Workload, random_workload, reference
+from ..core.workload import Expected, Workload, random_workload
 from . import capture
 from .cases import Case, Launch, TileLangCase, TritonCase
 from .resources import capability_of
@@ -137,7 +137,7 @@ def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -
         }
         if kernel_registry.needs_workspace(config, source_arch):
             arguments["partials"] = torch.empty((config.split_k, M, N), device=device)
-        return Launch(arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+        return Launch(arguments, ("C",), lambda: {"C": Expected.of(work)}, cold=("B", "B_scale"))
 
     # It imports the kernel's module when it is called: an edited one, where the lab runs it.
     function = kernel_registry.build(N, K, config, source_arch)
@@ -160,7 +160,7 @@ def _triton_gemm(parameters: Mapping[str, Any], arch: str) -> TritonCase:
 
     def launch(device: str) -> Launch:
         found, work = recorded(device)
-        return Launch(found.arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+        return Launch(found.arguments, ("C",), lambda: {"C": Expected.of(work)}, cold=("B", "B_scale"))
 
     found, _ = recorded("meta")
     kernel = import_module(f"{_PACKAGE}.backends._triton_kernel").block_scaled_gemm
