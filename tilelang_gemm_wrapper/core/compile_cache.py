@@ -26,6 +26,7 @@ from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core import child_process, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.failure_text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> No
             failure = worker.compile(job)
             finished.put(str(failure) if failure else None)
         except Exception as problem:  # no process to be had, say: the one who waits must hear of it
-            finished.put(f"{job}: {type(problem).__name__}: {problem}")
+            finished.put(f"{job}: {first_line(problem)}")
     worker.close()
 
 
@@ -241,7 +242,7 @@ def _serve_jobs() -> None:
             else:
                 compile_kernel(CompileJob.from_json(line))
         except Exception as problem:  # whatever a compiler raises is this job's failure, not the worker's
-            error = f"{type(problem).__name__}: {problem}"
+            error = first_line(problem)
         answers.write(json.dumps({"error": error}) + "\n")
 
 
