@@ -190,7 +190,13 @@ def fp8_case(M: int, wanted: Sequence[str], device: Device, where: str = "cuda")
     # Repeated as bytes: not every operation knows e4m3.
     weights = inputs.B.view(torch.uint8).expand(copies, N, K).contiguous().view(inputs.B.dtype).unbind()
     A, A_scale, B_scale, out = inputs.A, inputs.A_scale, inputs.B_scale, inputs.empty_output()
-    expected = load(5).reference(A, A_scale, inputs.B, B_scale)
+    expected = workload.Expected.of(inputs)
+
+    def error(out: torch.Tensor, i: int) -> float:
+        comparison = workload.compare(out, expected)
+        if why_wrong := comparison.why_wrong():
+            raise RunFailed(f"a result of M={M}, N={N}, K={K} is wrong: {why_wrong}")
+        return comparison.error
 
     def by_package_triton(i: int) -> torch.Tensor:
         package_triton.gemm(A, A_scale, weights[i], B_scale, out)
@@ -213,7 +219,7 @@ def fp8_case(M: int, wanted: Sequence[str], device: Device, where: str = "cuda")
         cold_bytes=N * K,
         copies=copies,
         calls={name: calls[name] for name in wanted if name not in reasons},
-        error=lambda out, i: workload.error(out, expected),
+        error=error,
         limit=workload.MAX_ERROR,
         configs=lambda name: explain(M, N, K).kernel if name == "package" else "",
         reasons=reasons,

@@ -216,7 +216,7 @@ def layer_errors(job: dict[str, Any]) -> None:
     from sglang.srt.layers.quantization import fp8_utils
 
     from tilelang_gemm_wrapper import per_block_quant_fp8, warmup
-    from tilelang_gemm_wrapper.core.workload import error
+    from tilelang_gemm_wrapper.core.workload import Expected, Workload, compare, error
     from tilelang_gemm_wrapper.integrations.block_fp8_linear import BlockFp8Linear
 
     deep_gemm = fp8_utils.deepgemm_w8a8_block_fp8_linear_with_fallback
@@ -237,17 +237,21 @@ def layer_errors(job: dict[str, Any]) -> None:
         for M in job["batches"]:
             x = torch.randn(M, K, generator=generator, device="cuda").bfloat16()
             q, s = quantise(x, 128)
-            exact = (q.double() * s.double().repeat_interleave(128, 1)) @ whole.T
+            exact = Expected.of(Workload(q, s, weight, scale))
             unquantised = x.double() @ whole.T
             for name, linear in linears.items():
                 out = linear(input=x, weight=weight, block_size=[128, 128], weight_scale=scale)
+                comparison = compare(out, exact)
+                why_wrong = comparison.why_wrong()
+                if why_wrong is not None:
+                    raise RuntimeError(f"{name} is wrong at M={M}, N={N}, K={K}: {why_wrong}")
                 rows.append(
                     {
                         "backend": name,
                         "N": N,
                         "K": K,
                         "M": M,
-                        "of_gemm": error(out, exact),
+                        "of_gemm": comparison.error,
                         "of_layer": error(out, unquantised),
                     }
                 )

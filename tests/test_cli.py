@@ -155,6 +155,33 @@ def test_configs_check_passes_good_files(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.endswith("1 files, 0 refusals\n")
 
 
+def test_a_table_of_other_kernels_is_said_and_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path, {"8": ENTRY})
+    (tmp_path / f"{path.stem}.meta.json").write_text('{"kernels": "tilelang 0.1.1 kernels 0123456789abcdef"}')
+    said = "        tuned with tilelang 0.1.1 kernels 0123456789ab, running tilelang "
+    assert cli.main(["configs", "check", str(tmp_path)]) == cli.DONE
+    ok, why, total, summary = capsys.readouterr().out.splitlines()
+    assert ok.startswith("ok ") and total == "1 files, 0 refusals"
+    assert why.startswith(said)
+    assert summary.startswith("1 files were tuned with other kernels than run here")
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(tmp_path))
+    for command in (["configs", "show", "4096", "8192"], ["explain", "8", "4096", "8192"]):
+        assert cli.main([*command, "--device", H200]) == cli.DONE
+        assert said.strip() in capsys.readouterr().out, command
+
+
+def test_configs_show_tells_what_serves_above_the_last_tuned_m(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(tmp_path))
+    for last, goes_on in ((16, True), (8192, False)):
+        write_table(tmp_path, {"8": ENTRY, str(last): ENTRY})
+        assert cli.main(["configs", "show", "4096", "8192", "--device", H200]) == cli.DONE
+        assert (f"  M from {2 * last} on: the default choice, " in capsys.readouterr().out) == goes_on
+
+
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [

@@ -35,6 +35,19 @@ def test_diff_names_the_m_that_are_served_differently(
     assert "no file" in printed
 
 
+def test_far_above_the_last_tuned_m_the_default_choice_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    write(before, 4096, Entry(16, NARROW, 0.005))
+    write(after, 4096, Entry(16, NARROW, 0.005), Entry(24, WIDE), Entry(8192, NARROW, 0.9))
+    assert cli.main(["configs", "diff", str(before), str(after)]) == cli.DONE
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:-2]]
+    assert [row[0] for row in rows] == ["24", "8192"]
+    assert rows[0][1:6] == ["swapAB", "64x8", "s4", "t128", "-"], "less than twice the last tuned M"
+    assert rows[1][1] == "base", "what a call of 8192 tokens runs"
+
+
 def test_diff_of_what_is_no_directory_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["configs", "diff", str(tmp_path), str(tmp_path / "nowhere")]) == cli.CANNOT_RUN
     assert "nowhere is no directory" in capsys.readouterr().err

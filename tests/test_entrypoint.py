@@ -242,15 +242,42 @@ def put(tmp_path, device_name="NVIDIA_H200"):
 def test_explain_names_file_and_config(tmp_path, monkeypatch):
     monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
     path = put(tmp_path)
-    for M, config in ((8, SPLIT), (9, SWAP), (9999, SWAP)):
+    for M, config in ((8, SPLIT), (9, SWAP), (127, SWAP)):
         said = explain(M, 6144, 2560, "NVIDIA_H200")
         assert (said.M, said.N, said.K, said.device) == (M, 6144, 2560, "NVIDIA_H200")
         assert (said.kernel, said.config, said.source) == (config.kernel_type, config, str(path))
     assert str(explain(3, 6144, 2560, H200)) == (
         "M=3, N=6144, K=2560 on NVIDIA_H200: splitK_swapAB 64x16x128, 4 stages, 128 threads, split_k 4 "
-        f"[{path}: tuned for M = 8]"
+        f"[{path}: tuned for M = 8]\n"
+        f"  {path} ends at M = 64: from M = 128 on the default choice runs; tune larger M for the fastest "
+        "kernels"
     )
     assert "split_k" not in str(explain(9, 6144, 2560, H200))
+    above = explain(128, 6144, 2560, H200)
+    assert (above.source, above.reason) == (
+        "default choice",
+        "far above M = 64, the last tuned; default for M up to 128",
+    )
+
+
+def test_explain_tells_what_was_refused(tmp_path, monkeypatch):
+    """A file that is broken, an entry that is wrong, a directory that is not there."""
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
+    directories = [tmp_path / name for name in ("broken", "entry", "absent")]
+    for directory in directories[:2]:
+        directory.mkdir()
+    broken, entry = put(directories[0]), put(directories[1])
+    broken.write_text("{broken")
+    entry.write_text(entry.read_text().replace('"split_k": 4', '"split_k": 3'))
+    for first, refused in zip(
+        directories, (str(broken), f"{entry}: entry '8'", "absent is not"), strict=True
+    ):
+        monkeypatch.setenv(configurer.CONFIG_DIR, str(first))
+        said = explain(8, 6144, 2560, "NVIDIA_H200")
+        assert [note for note in said.notes if refused in note], (refused, said.notes)
+        assert str(said).splitlines()[1:] == [f"  {note}" for note in said.notes]
+    monkeypatch.setattr(configurer, "config_directories", lambda: (tmp_path,))
+    assert any("no tuned file" in note for note in explain(8, 6144, 2560, "NVIDIA_H200").notes)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA_H100", "NVIDIA H100 80GB HBM3", "NVIDIA_H100_80GB_HBM3"])

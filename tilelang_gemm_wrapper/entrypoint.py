@@ -58,7 +58,10 @@ def gemm_nt_f8f8bf16(
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Which kernel would run a problem and why. `str()` gives one readable sentence."""
+    """Which kernel would run a problem and why. `str()` gives a readable line, and one for each note.
+
+    notes: what was refused or replaced on the way, and what else is worth knowing of the choice.
+    """
 
     M: int
     N: int
@@ -68,6 +71,7 @@ class Explanation:
     config: KernelConfig | None
     source: str
     reason: str
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         tile = ""
@@ -76,7 +80,8 @@ class Explanation:
             tile = f" {c.block_M}x{c.block_N}x{c.block_K}, {c.num_stages} stages, {c.threads} threads"
             tile += f", split_k {c.split_k}" if c.split_k > 1 else ""
         problem = f"M={self.M}, N={self.N}, K={self.K} on {self.device}"
-        return f"{problem}: {self.kernel}{tile} [{self.source}: {self.reason}]"
+        first = f"{problem}: {self.kernel}{tile} [{self.source}: {self.reason}]"
+        return "\n".join((first, *(f"  {note}" for note in self.notes)))
 
 
 def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Explanation:
@@ -94,7 +99,10 @@ def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Expla
         return Explanation(M, N, K, target.name, "none", None, "entrypoint", "M = 0 has nothing to compute")
     table = build_table(N, K, target)
     choice = table.choices[table.index(M)]
-    return Explanation(M, N, K, target.name, choice.kernel, choice.config, choice.source, choice.reason)
+    notes = (*table.notes, *(remark.text for remark in table.remarks))
+    return Explanation(
+        M, N, K, target.name, choice.kernel, choice.config, choice.source, choice.reason, notes
+    )
 
 
 def warmup(
@@ -163,11 +171,12 @@ def _device(device: str | Device | None) -> Device:
 
 
 def _launch(A, A_scale, B, B_scale, C) -> None:
-    if wrapper.run_compiled(A, A_scale, B, B_scale, C):
+    launched = wrapper.run_compiled(A, A_scale, B, B_scale, C)
+    if launched is True:
         return
     M, N, K, index = checked_problem(A, A_scale, B, B_scale, C)
     if M:
-        wrapper.run(M, N, K, index, A, A_scale, B, B_scale, C)
+        wrapper.run(M, N, K, index, A, A_scale, B, B_scale, C, launched)
 
 
 _library = torch.library.Library("tilelang_gemm", "DEF")

@@ -21,10 +21,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from tour_checks import check_device, check_matrix, device, report, shapes_from_command_line
+from tour_checks import check_device, check_matrix, device, report_product, shapes_from_command_line
 
 from tilelang_gemm_wrapper.core import workload
-from tilelang_gemm_wrapper.core.workload import MAX_ERROR, Workload, error, random_workload
+from tilelang_gemm_wrapper.core.workload import Workload, random_workload
 
 BLOCK_N = 128
 SCALE_BLOCK = 128  # values a scale, along K and, for B, along N
@@ -113,7 +113,7 @@ def main() -> None:
         inputs = random_workload(M, N, K, where)
         operands = (inputs.A, inputs.A_scale, inputs.B, inputs.B_scale)
         C = matmul(*operands, torch.empty((M, N), dtype=out_dtype, device=where))
-        report(f"M={M}, N={N}, K={K}, out {out_dtype}", error(C, reference(*operands)), MAX_ERROR)
+        report_product(f"M={M}, N={N}, K={K}, out {out_dtype}", C, inputs)
 
 
 if __name__ == "__main__":

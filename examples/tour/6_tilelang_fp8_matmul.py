@@ -19,12 +19,12 @@ from functools import lru_cache
 
 import tilelang.language as T
 import torch
-from tour_checks import check_matrix, report, shapes_from_command_line
+from tour_checks import check_matrix, report_product, shapes_from_command_line
 
 from tilelang_gemm_wrapper.core import workload
 from tilelang_gemm_wrapper.core.compile_cache import compile_primfunc
 from tilelang_gemm_wrapper.core.device import device_of
-from tilelang_gemm_wrapper.core.workload import MAX_ERROR, Workload, error, random_workload
+from tilelang_gemm_wrapper.core.workload import Workload, random_workload
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 128, 128  # BLOCK_N as wide as a block of scales
 THREADS, STAGES = 256, 3
@@ -114,7 +114,7 @@ def main() -> None:
         inputs = random_workload(M, N, K, "cuda")
         operands = (inputs.A, inputs.A_scale, inputs.B, inputs.B_scale)
         C = matmul(*operands, torch.empty((M, N), dtype=torch.bfloat16, device="cuda"))
-        report(f"M={M}, N={N}, K={K}", error(C, reference(*operands)), MAX_ERROR)
+        report_product(f"M={M}, N={N}, K={K}", C, inputs)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tilelang_gemm_wrapper.core.workload import Expected, Workload, compare
 from tilelang_gemm_wrapper.lab.debug import interpreting
 
 
@@ -79,6 +80,15 @@ def shapes_from_command_line(
         help="check this shape; may be given several times (default: a few odd ones)",
     )
     return [(M, N, K) for M, N, K in parser.parse_args().shape or default]
+
+
+def report_product(what: str, out: torch.Tensor, inputs: Workload) -> None:
+    """Print the error of a block-scaled FP8 product; exit where it, or any element, is not right."""
+    comparison = compare(out, Expected.of(inputs))
+    print(f"{what}: error {comparison.error:.1e}")
+    why_wrong = comparison.why_wrong()
+    if why_wrong is not None:
+        raise SystemExit(f"{what} is wrong: {why_wrong}")
 
 
 def report(what: str, error: float, limit: float) -> None:

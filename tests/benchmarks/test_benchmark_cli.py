@@ -88,17 +88,17 @@ def measured(monkeypatch, tmp_path):
 
     path = tmp_path / "results.csv"
 
-    def run(*arguments, lost_at=None):
+    def run(*arguments, lost_at=None, interrupted_at=None):
         cells = []
 
-        def measure_shape(N, K, ms, providers, environment, *, budget_ms):
-            for M in ms:
+        def measure_shape(N, K, providers, environment, *, budget_ms):
+            for M, names in providers.items():
                 if lost_at == M:
                     raise DeviceLostError("cublas has left the CUDA context unusable")
+                if interrupted_at == M:
+                    raise KeyboardInterrupt
                 cells.append((M, N, K))
-                yield [
-                    row(name, M, p20_us=20.0, p50_us=20.0, p80_us=20.0, ideal_us=10.0) for name in providers
-                ]
+                yield [row(name, M, p20_us=20.0, p50_us=20.0, p80_us=20.0, ideal_us=10.0) for name in names]
 
         monkeypatch.setattr(bench_measure, "measure_shape", measure_shape)
         monkeypatch.setattr(
@@ -146,6 +146,52 @@ def test_resume_keeps_whole_cells_and_measures_incomplete_ones_anew(measured):
         ("tilelang_gemm", 16): 20.0,
         ("triton", 16): 20.0,
     }
+
+
+def old_row(provider, M):
+    return row(provider, M, p20_us=99.0, p50_us=99.0, p80_us=99.0)
+
+
+def times_by_cell(rows):
+    return {(row.provider, row.M): row.p50_us for row in rows}
+
+
+def test_resume_with_another_provider_measures_the_others_of_its_cells_too(measured):
+    """Within one run, as they are compared; no row is lost, and cells that lack nothing are left alone."""
+    old = [old_row(name, M) for M in (1, 8, 512) for name in ("tilelang_gemm", "triton")]
+    old += [row("cublas", 8, reason="not installed"), row("a provider of old", 1, p50_us=7.0)]
+    write_rows(measured.path, old, Row)
+
+    _, cells, rows = measured("--m", "1,8,16", "--providers", "cublas", "--resume")
+
+    assert cells == [(1, 4096, 8192), (16, 4096, 8192)]
+    assert times_by_cell(rows) == {
+        ("a provider of old", 1): 7.0,
+        **{(name, 1): 20.0 for name in ("tilelang_gemm", "triton", "cublas")},
+        **{(name, 8): 99.0 for name in ("tilelang_gemm", "triton")},
+        ("cublas", 8): None,
+        ("cublas", 16): 20.0,
+        **{(name, 512): 99.0 for name in ("tilelang_gemm", "triton")},
+    }
+    assert len(rows) == len(times_by_cell(rows))
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 8, 16])
+@pytest.mark.parametrize("arguments", [("--resume",), ()])
+def test_an_interrupt_at_any_time_loses_nothing_that_no_new_row_replaces(measured, arguments, interrupted_at):
+    old = [old_row(name, M) for M in (1, 8, 512) for name in ("tilelang_gemm", "triton")]
+    write_rows(measured.path, old, Row)
+    before = measured.path.read_bytes()
+    providers = "tilelang_gemm,triton,cublas"
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("--m", "1,8,16", "--providers", providers, *arguments, interrupted_at=interrupted_at)
+
+    new = {(name, M): 20.0 for M in (1, 8) if interrupted_at > M for name in providers.split(",")}
+    kept = times_by_cell(old) if arguments or not new else {}
+    assert times_by_cell(read_rows(measured.path, Row)) == {**kept, **new}
+    if not new:
+        assert measured.path.read_bytes() == before
 
 
 def test_without_resume_old_rows_are_gone(measured):

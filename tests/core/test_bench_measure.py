@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import bench_measure, bench_providers
+from tilelang_gemm_wrapper.core import bench_measure, bench_providers, workload
 from tilelang_gemm_wrapper.core.bench import PROVIDER_NAMES
 from tilelang_gemm_wrapper.core.bench_measure import DeviceLostError
-from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Matrix, Refused
+from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Refused
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -20,7 +20,6 @@ from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable
 from tilelang_gemm_wrapper.core.environment import Environment
 from tilelang_gemm_wrapper.core.timing import Timing, TimingError
-from tilelang_gemm_wrapper.core.workload import random_workload, reference
 from tilelang_gemm_wrapper.core.wrapper import Gemm
 
 N, K, COPIES = 256, 256, 3
@@ -31,7 +30,7 @@ ENVIRONMENT = Environment("2026-01-02", "NVIDIA_H200", "580", "0.1.0", "2.11", "
 def right(case):
     def call(i):
         case.matrix.weights[i]  # an index beyond the copies would raise
-        case.C.copy_(case.reference)
+        case.C.copy_(case.expected.result)
         return case.C
 
     return call
@@ -39,14 +38,34 @@ def right(case):
 
 def half_written(case):
     def call(i):
-        case.C[:, : N // 2].copy_(case.reference[:, : N // 2])
+        case.C[:, : N // 2].copy_(case.expected.result[:, : N // 2])
         return case.C
 
     return call
 
 
 def off_by_a_scale(case):
-    return lambda i: (case.reference * 1.01).bfloat16()
+    return lambda i: (case.expected.result * 1.01).bfloat16()
+
+
+def one_sign_flipped(case):
+    def call(i):
+        case.C.copy_(case.expected.result)
+        case.C[-1, -1] *= -1
+        return case.C
+
+    return call
+
+
+def one_element_rounded_wrong(case):
+    """By a unit in the last place, which only exact results show: right kernels may be further off."""
+
+    def call(i):
+        case.C.copy_(case.expected.result)
+        case.C[-1, case.C[-1].abs().argmax()] *= 1 + 2**-7
+        return case.C
+
+    return call
 
 
 def refusing(case):
@@ -65,7 +84,7 @@ def bench(monkeypatch):
     """Runs `measure_shape` on CPU tensors with given providers; `timed` collects what reached the timing."""
     timed = []
 
-    def run(providers, ms=(4,), us=10.0, fail_in_capture=(), floor_us=5.0):
+    def run(providers, ms=(4,), us=10.0, fail_in_capture=(), floor_us=5.0, names_at=None):
         def time_interleaved(calls, copies, budget_ms):
             timed.append(tuple(calls))
             for name, call in calls.items():
@@ -74,22 +93,22 @@ def bench(monkeypatch):
                 call(copies - 1)
             return {name: Timing(us * 0.9, us, us * 1.1, 20, 48) for name in calls}
 
-        def random(m_max, n, k, device):
-            inputs = random_workload(m_max, n, k)
-            C = torch.empty(m_max, n, dtype=torch.bfloat16)
-            weights = ((inputs.B, inputs.B_scale),) * COPIES
-            return Matrix(device, n, k, inputs.A, inputs.A_scale, weights, C, reference(inputs))
-
+        for name in ("random_workload", "integer_workload"):
+            make = getattr(workload, name)
+            monkeypatch.setattr(
+                bench_providers, name, lambda m, n, k, device, seed, make=make: make(m, n, k, "cpu", seed)
+            )
+        monkeypatch.setattr(bench_providers, "cold_copies", lambda size, l2_bytes: COPIES)
         monkeypatch.setattr(bench_measure, "PROVIDERS", providers)
         monkeypatch.setattr(bench_measure, "time_interleaved", time_interleaved)
-        monkeypatch.setattr(bench_measure.Matrix, "random", random)
         monkeypatch.setattr(bench_measure, "streaming_floor_us", lambda weights: floor_us)
         monkeypatch.setattr(bench_measure, "record_conditions", lambda: Conditions(sm_clock_mhz=1980.0))
         monkeypatch.setattr(bench_measure, "device_of", lambda index: KNOWN_DEVICES["NVIDIA_H200"])
         monkeypatch.setattr(bench_measure, "chosen_kernel", lambda M, N, K: ("swapAB", "block_M=64"))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-        cells = bench_measure.measure_shape(N, K, ms, tuple(providers), ENVIRONMENT)
+        names_at = names_at or dict.fromkeys(ms, tuple(providers))
+        cells = bench_measure.measure_shape(N, K, names_at, ENVIRONMENT)
         return [{row.provider: row for row in cell} for cell in cells]
 
     return SimpleNamespace(run=run, timed=timed)
@@ -117,6 +136,12 @@ def test_every_m_has_its_own_cell_on_the_same_weights(bench):
     assert all(cell["triton"].p50_us for cell in cells)
 
 
+def test_each_m_is_measured_with_its_own_providers(bench):
+    names_at = {4: ("triton",), 1: ("cublas", "triton")}
+    cells = bench.run({"cublas": right, "triton": right}, names_at=names_at)
+    assert [tuple(cell) for cell in cells] == [("triton",), ("cublas", "triton")]
+
+
 @pytest.mark.parametrize(("wrong", "error"), [(half_written, float("inf")), (off_by_a_scale, 5e-5)])
 def test_a_wrong_provider_is_never_timed(bench, wrong, error):
     # It runs after a right one, whose result must not be taken for its own.
@@ -127,6 +152,26 @@ def test_a_wrong_provider_is_never_timed(bench, wrong, error):
     assert cell["deep_gemm"].error == pytest.approx(error, rel=0.1)
     assert cell["deep_gemm"].reason.startswith("wrong: error")
     assert cell["triton"].p50_us == 10.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [(one_sign_flipped, "element (999, 255) is"), (one_element_rounded_wrong, "on integers ")],
+)
+def test_one_wrong_element_in_a_quarter_of_a_million_is_never_timed(bench, wrong, where):
+    (cell,) = bench.run({"triton": right, "deep_gemm": wrong}, ms=(1000,))
+
+    assert bench.timed == [("triton",)]
+    assert cell["deep_gemm"].p50_us is None
+    assert cell["deep_gemm"].error < 3e-6, "the mean does not see it"
+    assert cell["deep_gemm"].reason.startswith(f"wrong: {where}")
+    assert "expected" in cell["deep_gemm"].reason
+
+
+def test_a_k_whose_integer_sums_are_not_exact_is_compared_within_bounds_alone(bench, monkeypatch):
+    monkeypatch.setattr(bench_providers, "MAX_INTEGER_K", K - 1)
+    (cell,) = bench.run({"deep_gemm": one_element_rounded_wrong}, ms=(1000,))
+    assert cell["deep_gemm"].p50_us == 10.0
 
 
 @pytest.mark.parametrize(

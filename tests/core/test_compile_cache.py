@@ -141,7 +141,7 @@ def test_a_failure_costs_that_job_alone(worker, cache):
     assert sorted(compiled(cache)) == [16, 32, 48]
     (failure,) = failures
     assert failure.startswith(f"{job(14)}: RuntimeError: no such instruction")
-    assert len(failure) > 200_000
+    assert len(failure) < 600, "not the pages that a compiler adds"
     assert not compile_cache._marker(job(14)).exists()
 
 

@@ -187,6 +187,40 @@ def test_metadata_is_read_from_the_reserved_key_and_the_sidecar(path):
     assert file.refused == () and len(file.entries) == 1
 
 
+@pytest.mark.parametrize(
+    "tuned_on", ["NVIDIA_H100_80GB_HBM3", "NVIDIA_H100", "NVIDIA_H200_NVL", "", 7, ["H200"]]
+)
+@pytest.mark.parametrize("place", ["sidecar", "reserved key"])
+def test_a_file_tuned_on_another_device_is_refused_whatever_its_name(path, tuned_on, place):
+    """As a copy under another name is, with its sidecar."""
+    table = {"16": SWAP}
+    if place == "sidecar":
+        metadata_path(path).write_text(json.dumps({"device": tuned_on}))
+    else:
+        table["_metadata"] = {"device": tuned_on}
+    with pytest.raises(ConfigFileError) as refused:
+        read(path, table)
+    said = str(refused.value)
+    assert said.startswith(f"{path} is not used: its {metadata_path(path).name} says that it was tuned on ")
+    assert f"{tuned_on!r}, this is NVIDIA_H200; tune N={N},K={K} on this device" in said
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"device": "NVIDIA_H200"}, {"device": "NVIDIA H200"}, {"device": None}, {}]
+)
+def test_a_file_tuned_on_this_device_or_on_one_not_named_serves(path, metadata):
+    metadata_path(path).write_text(json.dumps(metadata))
+    file = read(path, {"16": SWAP})
+    assert (len(file.entries), file.refused) == (1, ())
+
+
+def test_a_file_tuned_on_the_same_chip_under_another_name_serves(tmp_path):
+    h100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
+    path = tmp_path / config_file_name(N, K, h100.name)
+    write_config_file(path, ENTRIES, {"device": "NVIDIA_H100"})
+    assert parse_config_file(path, N, K, h100).entries == ENTRIES
+
+
 @pytest.mark.parametrize("sidecar", ["", "[]", "{", b"\xff"])
 def test_broken_sidecar_costs_the_provenance_alone(path, sidecar):
     metadata_path(path).write_bytes(sidecar if isinstance(sidecar, bytes) else sidecar.encode())

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning_journal import H100, LARGE_SHAPES_PATH, PATH, first_choice_losses, timings
 
-from tilelang_gemm_wrapper.core.config import why_invalid
+from tilelang_gemm_wrapper.core.config import KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config_entry import Entry
+from tilelang_gemm_wrapper.core.config_loader import choose
 from tilelang_gemm_wrapper.core.cost_model import CostModel
-from tilelang_gemm_wrapper.core.default_choice import default_entries
+from tilelang_gemm_wrapper.core.default_choice import continued, default_entries
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, cpu_device
 from tilelang_gemm_wrapper.core.report import geomean
 
@@ -78,3 +80,26 @@ def test_every_choice_is_near_the_best_that_was_timed(path, mean, worst):
 )
 def test_empty_where_no_kernel_is_valid(N, K, device):
     assert default_entries(N, K, device) == []
+
+
+@pytest.mark.parametrize("device", [H200, L40S])
+@pytest.mark.parametrize("last", [1, 3, 16, 64, 1024, 2048])
+def test_a_tuned_file_goes_on_with_the_default_choice(device, last):
+    N, K = 6144, 2560
+    kernel = KernelConfig("swapAB", 64, 16, 128, 4, 128)
+    tuned = [Entry(M, kernel, latency_ms=0.01) for M in sorted({1, last})]
+    serving = continued(tuned, N, K, device)
+    bounds = [entry.M for entry in serving]
+    assert bounds == sorted(set(bounds))
+    assert serving[: len(tuned) - 1] == tuned[:-1]
+    defaults = [Entry(M, config) for M, config in default_entries(N, K, device)]
+    for M in range(1, 2 * last):
+        assert choose(serving, M).config == kernel
+    for M in (2 * last, 2 * last + 1, 4096, 8192, 10**6):
+        assert choose(serving, M).config == choose(defaults, M).config
+
+
+def test_nothing_goes_on_where_nothing_is_tuned_or_no_kernel_is_valid():
+    assert continued([], 6144, 2560, H200) == []
+    tuned = [Entry(8, KernelConfig("triton"))]
+    assert continued(tuned, 6144 + 8, 2560, H200) == tuned

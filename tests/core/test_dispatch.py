@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tilelang_gemm_wrapper import backends, configurer
-from tilelang_gemm_wrapper.core import dispatch
+from tilelang_gemm_wrapper.core import config_loader, default_choice, dispatch, kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import config_file_name, write_config_file
@@ -33,7 +33,9 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
     for directory in ("tuned", "shipped"):
         (tmp_path / directory).mkdir()
-    monkeypatch.setattr(dispatch, "default_entries", defaults)
+    for module in (dispatch, default_choice):
+        monkeypatch.setattr(module, "default_entries", defaults)
+    monkeypatch.setattr(dispatch, "_told", set())
     say(monkeypatch, "deep_gemm", lambda device: None if device.is_hopper else "DeepGEMM needs Hopper")
     say(monkeypatch, "triton", lambda device: None)
 
@@ -46,10 +48,14 @@ def say(monkeypatch, name, why_unavailable):
     monkeypatch.setattr(backends.backend(name), "why_unavailable", why_unavailable)
 
 
-def put(tmp_path, entries, device_name=H200.name, directory="tuned", n=N, k=K):
+def put(tmp_path, entries, device_name=H200.name, directory="tuned", n=N, k=K, metadata=None):
     path = tmp_path / directory / config_file_name(n, k, device_name)
-    write_config_file(path, [Entry(M, config) for M, config in entries])
+    write_config_file(path, [Entry(M, config) for M, config in entries], metadata)
     return path
+
+
+def remarks(table, topic):
+    return [remark.text for remark in table.remarks if remark.topic == topic]
 
 
 def test_tuned_file(tmp_path):
@@ -72,6 +78,93 @@ def test_the_smallest_tuned_m_that_is_enough(tmp_path, M, position):
     assert build_table(N, K, H200).index(M) == position
 
 
+@pytest.mark.parametrize("device", [H200, L40S])
+def test_far_above_the_last_tuned_m_the_default_choice_goes_on(tmp_path, device):
+    path = put(tmp_path, [(4, SWAP), (16, SPLIT)], device_name=device.name)
+    table = build_table(N, K, device)
+    assert table.bounds == (4, 31, 64, 65)
+    assert [choice.config for choice in table.choices] == [SWAP, SPLIT, DEFAULTS[1][1], BASE]
+    assert [choice.source for choice in table.choices] == [str(path)] * 2 + ["default choice"] * 2
+    assert [choice.reason for choice in table.choices[1:]] == [
+        "tuned for M = 16",
+        "far above M = 16, the last tuned; default for M up to 64",
+        "far above M = 16, the last tuned; default for M above 64",
+    ]
+    assert [table.index(M) for M in (16, 31, 32, 64, 65, 10**6)] == [1, 1, 2, 2, 3, 3]
+    (text,) = remarks(table, "above the last tuned M")
+    assert all(part in text for part in (str(path), "ends at M = 16", "from M = 32 on")), text
+    assert table.notes == ()
+
+
+@pytest.mark.parametrize("last", [2049, 4096, 8192])
+def test_a_file_tuned_for_thousands_of_tokens_keeps_all_larger_m(tmp_path, monkeypatch, last):
+    monkeypatch.setattr(default_choice, "default_entries", lambda *shape: pytest.fail("asked for defaults"))
+    path = put(tmp_path, [(8, SWAP), (last, BASE)])
+    table = build_table(N, K, H200)
+    assert (table.bounds, table.remarks) == ((8, last), ())
+    assert {choice.source for choice in table.choices} == {str(path)}
+
+
+def test_a_workspace_that_grows_with_m_ends_with_the_tuned_m(tmp_path):
+    """Ada's split of K at 4096 tokens was measured; for any number of tokens it would take all memory."""
+    put(tmp_path, [(4096, SPLIT)], device_name=L40S.name)
+    table = build_table(N, K, L40S)
+    assert [choice.config for choice in table.choices] == [SPLIT, BASE]
+    assert [table.index(M) for M in (4096, 8191, 8192, 10**6)] == [0, 0, 1, 1]
+    put(tmp_path, [(4096, SPLIT)])
+    assert len(build_table(N, K, H200).choices) == 1, "Hopper reduces within a cluster, without a workspace"
+
+
+@pytest.mark.parametrize("device", [H200, L40S])
+@pytest.mark.parametrize("last", [1, 16, 512, 2048, 8192])
+@pytest.mark.parametrize("last_config", [SPLIT, DEEP_GEMM, TRITON])
+def test_no_workspace_at_large_m_whatever_was_tuned_last(tmp_path, monkeypatch, device, last, last_config):
+    monkeypatch.undo()  # the real default choice
+    monkeypatch.setenv(configurer.CONFIG_DIR, str(tmp_path / "tuned"))
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
+    put(tmp_path, [(last, last_config)], device_name=device.name)
+    table = build_table(N, K, device)
+    assert list(table.bounds) == sorted(set(table.bounds))
+    served = table.choices[table.index(max(16384, 2 * last))].config
+    assert served is None or not kernel_registry.needs_workspace(served, device.arch)
+
+
+def test_a_replaced_last_entry_counts_among_the_tuned(tmp_path, monkeypatch):
+    put(tmp_path, [(8, SWAP), (16, DEEP_GEMM)])
+    say(monkeypatch, "deep_gemm", lambda device: "deep_gemm is not installed")
+    table = build_table(N, K, H200)
+    (note,) = table.notes
+    assert "1 entries of" in note
+    assert [choice.config for choice in table.choices] == [SWAP, SPLIT, DEFAULTS[1][1], BASE]
+
+
+def test_a_file_tuned_with_other_kernels_serves_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_loader, "code_version", lambda: "tilelang 0.1.16 kernels " + "f" * 64)
+    told = {}
+    for kernels in ("tilelang 0.1.15 kernels " + "0" * 64, "tilelang 0.1.16 kernels " + "f" * 64, None, 7):
+        path = put(tmp_path, [(8192, BASE)], metadata={"device": H200.name, "kernels": kernels})
+        table = build_table(N, K, H200)
+        assert table.choices[0].config == BASE
+        assert table.notes == ()
+        told[kernels] = remarks(table, "tuned with other kernels")
+    (text,) = told.pop("tilelang 0.1.15 kernels " + "0" * 64)
+    assert text.startswith(
+        f"{path}: tuned with tilelang 0.1.15 kernels 000000000000, running tilelang 0.1.16 kernels "
+        "ffffffffffff: "
+    )
+    assert list(told.values()) == [[], [], []]
+    put(tmp_path, [(8192, BASE)])
+    assert build_table(N, K, H200).remarks == (), "a file without a sidecar says nothing of its kernels"
+
+
+def test_a_file_whose_sidecar_names_another_device_is_refused(tmp_path):
+    put(tmp_path, [(8192, BASE)], metadata={"device": "NVIDIA_H100_80GB_HBM3"})
+    table = build_table(N, K, H200)
+    assert {choice.source for choice in table.choices} == {"default choice"}
+    (note,) = table.notes
+    assert "tuned on 'NVIDIA_H100_80GB_HBM3', this is NVIDIA_H200" in note
+
+
 @pytest.mark.parametrize(("n", "k"), [(16, 128), (6160, 384)])
 def test_every_multiple_of_16_by_128_is_ours(n, k):
     assert {choice.source for choice in build_table(n, k, H200).choices} == {"default choice"}
@@ -92,10 +185,10 @@ def test_file_under_another_name_of_the_chip(tmp_path):
 
 
 def test_refused_entries_become_notes(tmp_path):
-    path = put(tmp_path, [(8, SPLIT), (16, SWAP)])
+    path = put(tmp_path, [(8, SPLIT), (4096, SWAP)])
     path.write_text(path.read_text().replace('"split_k": 4', '"split_k": 3'))
     table = build_table(N, K, H200)
-    assert table.bounds == (16,)
+    assert table.bounds == (4096,)
     (note,) = table.notes
     assert all(text in note for text in (f"{path}: entry '8'", "split_k = 3", "20 steps")), note
 
@@ -105,8 +198,9 @@ def test_a_file_without_a_usable_entry_is_as_none(tmp_path):
     path.write_text(path.read_text()[:-20])
     table = build_table(N, K, H200)
     assert {choice.source for choice in table.choices} == {"default choice"}
-    assert str(path) in table.notes[0]
-    assert "no tuned file" in table.notes[-1]
+    (note,) = table.notes
+    assert str(path) in note
+    assert len(remarks(table, "no tuned file")) == 1
 
 
 def test_deep_gemm_entry_where_it_is_missing(tmp_path, monkeypatch):
@@ -128,7 +222,7 @@ def test_deep_gemm_entry_where_it_is_missing(tmp_path, monkeypatch):
 def test_triton_entry_where_it_is_missing(tmp_path, monkeypatch):
     put(tmp_path, [(8, TRITON)], device_name=L40S.name)
     say(monkeypatch, "triton", lambda device: "triton cannot be imported")
-    (choice,) = build_table(N, K, L40S).choices
+    choice = build_table(N, K, L40S).choices[0]
     assert (choice.config, choice.source) == (SPLIT, "default choice")
     assert "with triton, which cannot run here: triton cannot be imported" in choice.reason
 
@@ -136,14 +230,15 @@ def test_triton_entry_where_it_is_missing(tmp_path, monkeypatch):
 def test_an_entry_that_cannot_run_where_there_is_no_default(tmp_path, monkeypatch):
     put(tmp_path, [(8, DEEP_GEMM)])
     say(monkeypatch, "deep_gemm", lambda device: "not installed")
-    monkeypatch.setattr(dispatch, "default_entries", lambda *shape: [])
+    for module in (dispatch, default_choice):
+        monkeypatch.setattr(module, "default_entries", lambda *shape: [])
     (choice,) = build_table(N, K, H200).choices
     assert (choice.kernel, choice.source) == ("triton", "fallback")
     assert "tuned for M = 8 with deep_gemm, which cannot run here: not installed" in choice.reason
 
 
 def test_triton_entry(tmp_path):
-    path = put(tmp_path, [(8, TRITON)], device_name=L40S.name)
+    path = put(tmp_path, [(4096, TRITON)], device_name=L40S.name)
     (choice,) = build_table(N, K, L40S).choices
     assert (choice.kernel, choice.config, choice.source) == ("triton", None, str(path))
 
@@ -164,11 +259,11 @@ def test_no_default_is_a_fallback(monkeypatch):
     table = build_table(N, K, H200)
     assert [choice.source for choice in table.choices] == ["fallback"]
     assert f"no TileLang kernel is valid for N = {N}, K = {K}" in table.choices[0].reason
-    assert "no tuned file" in table.notes[-1]
+    assert "no tuned file" in table.choices[0].reason
 
 
 def test_missing_file_is_named_with_its_directories(tmp_path):
-    (note,) = (note for note in build_table(N, K, H200).notes if "no tuned file" in note)
+    (note,) = remarks(build_table(N, K, H200), "no tuned file")
     assert f"'{config_file_name(N, K, H200.name)}'" in note
     assert f"{tmp_path / 'tuned'}, {tmp_path / 'shipped'}" in note
     assert f"tune N={N}, K={K}" in note
@@ -213,31 +308,44 @@ def test_fallback_choice_gives_both_reasons(monkeypatch):
     assert "deep_gemm is not installed" in choice.reason
 
 
-def test_what_is_logged(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    put(tmp_path, [(8, SWAP)])
+def test_a_shape_that_falls_back_is_a_warning(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    put(tmp_path, [(4096, SWAP)])
     log_notes(build_table(N, K, H200))
     assert caplog.records == []
-    log_notes(build_table(N, 2 * K, H200))
-    assert [config_file_name(N, 2 * K, H200.name) in record.getMessage() for record in caplog.records] == [
-        True
-    ]
-    caplog.clear()
     log_notes(build_table(N + 8, K, H200))
     (record,) = caplog.records
+    assert record.levelname == "WARNING"
     assert record.getMessage().startswith(f"N={N + 8}, K={K} runs on deep_gemm: N = {N + 8} is not")
     assert config_file_name(N + 8, K, H200.name) in record.getMessage()
 
 
+def test_what_is_no_fault_is_one_line_a_process_for_all_shapes(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    other = {"kernels": "tilelang 0.1.0 kernels 0"}
+    for factor in (2, 3, 4):  # a topic each, three shapes each
+        log_notes(build_table(N * factor, K, H200))
+        put(tmp_path, [(16, SWAP)], n=N, k=K * factor)
+        log_notes(build_table(N, K * factor, H200))
+        put(tmp_path, [(4096, BASE)], n=N * factor, k=K * factor, metadata=other)
+        log_notes(build_table(N * factor, K * factor, H200))
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    missing, above, kernels = (record.getMessage() for record in caplog.records)
+    assert f"no tuned file {config_file_name(2 * N, K, H200.name)!r}" in missing
+    assert "ends at M = 16" in above
+    assert "tuned with tilelang 0.1.0 kernels 0, running" in kernels
+    assert all("`tilelang-gemm explain M N K`" in line for line in (missing, above, kernels))
+
+
 def test_a_tuned_file_may_name_a_backend_for_a_shape_that_tilelang_refuses(tmp_path):
-    put(tmp_path, [(8, KernelConfig("triton"))], n=N + 8)
+    put(tmp_path, [(4096, KernelConfig("triton"))], n=N + 8)
     (choice,) = build_table(N + 8, K, H200).choices
     assert (choice.kernel, choice.source.endswith(".json")) == ("triton", True)
 
 
 def test_replaced_entries_are_logged_once(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
-    put(tmp_path, [(8, SWAP), (64, KernelConfig("deep_gemm")), (128, KernelConfig("deep_gemm"))])
+    put(tmp_path, [(8, SWAP), (64, KernelConfig("deep_gemm")), (4096, KernelConfig("deep_gemm"))])
     say(monkeypatch, "deep_gemm", lambda device: "deep_gemm is not installed")
     log_notes(build_table(N, K, H200))
     (record,) = caplog.records

@@ -42,6 +42,14 @@ def at_offset(shape, dtype, offset):
     return tensor
 
 
+def end_to_start(shared, c_shape, operand_shape):
+    """C, and an operand that begins `shared` bytes before C ends."""
+    c_bytes, operand_bytes = 2 * math.prod(c_shape), math.prod(operand_shape)
+    storage = at_offset((c_bytes - shared + operand_bytes,), torch.uint8, 0)
+    operand = storage[c_bytes - shared :].view(FP8).view(operand_shape)
+    return storage[:c_bytes].view(BF16).view(c_shape), operand
+
+
 def column_major(M, groups, leading):
     return torch.ones(groups, leading).t()[:M]
 
@@ -257,6 +265,15 @@ REFUSED = {
         ValueError,
         ["C overlaps A"],
     ),
+    **{
+        f"the last {bytes_shared} bytes of C over {name}": (
+            dict(zip(("C", name), end_to_start(bytes_shared, (4, 48), shape), strict=True)),
+            ValueError,
+            [f"C overlaps {name}"],
+        )
+        for name, shape in (("A", (4, 256)), ("B", (48, 256)))
+        for bytes_shared in (16, 96, 368)  # of 384: less than half of C, and more
+    },
     **{
         f"{name} requires grad": (
             {name: tensor.clone().requires_grad_()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 
 import pytest
@@ -59,6 +60,24 @@ def test_rows_survive_the_csv(tmp_path):
 
     assert read_rows(path, Row) == rows
     assert [file.name for file in path.parent.iterdir()] == ["rows.csv"]
+
+
+def test_appended_rows_are_on_disk_and_in_one_write(tmp_path, monkeypatch):
+    """Of a run that is killed, or loses its power, either all rows of a cell are there or none."""
+    path = tmp_path / "rows.csv"
+    write_rows(path, [], Row)
+    empty, synced = path.stat().st_size, []
+    whole_sync = os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        whole_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    append_rows(path, [row("tilelang_gemm", reason="a" * 100_000), row("cublas")])
+    assert synced == [path.stat().st_size]
+    assert synced[0] > empty + 100_000
+    assert len(read_rows(path, Row)) == 2
 
 
 def test_host_rows_survive_the_csv(tmp_path):

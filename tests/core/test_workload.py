@@ -11,11 +11,14 @@ import torch
 from tilelang_gemm_wrapper.backends import torch_reference
 from tilelang_gemm_wrapper.core import workload as module
 from tilelang_gemm_wrapper.core.workload import (
+    Expected,
     Workload,
+    compare,
     error,
     integer_workload,
     random_workload,
     reference,
+    why_wrong,
 )
 
 SHAPES = [(1, 1, 1), (5, 130, 200), (64, 576, 384)]
@@ -156,6 +159,231 @@ def test_error_keeps_its_digits_where_results_are_close() -> None:
     x = torch.ones(1000)
     y = x * (1 + 2**-20)
     assert error(x, y) == pytest.approx(2.0**-41, rel=1e-5)
+
+
+def tensor_core_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a (M, 128) x b (N, 128) -> (M, N), as the FP8 tensor cores of Hopper and Ada add: 32 products and the
+    accumulator are aligned to the largest of them, and what lies more than 13 bits below its leading one is
+    dropped."""
+
+    def cut(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        unit = torch.ldexp(torch.ones_like(largest), largest.abs().frexp().exponent - 14)
+        return (x / unit).trunc() * unit
+
+    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for k in range(0, 128, 32):
+        products = a[:, None, k : k + 32] * b[None, :, k : k + 32]
+        addends = torch.cat([products, total[..., None]], 2)
+        total = cut(addends, addends.abs().amax(2, keepdim=True)).sum(2)
+        total = cut(total, total)
+    return total
+
+
+def tensor_core_result(w: Workload) -> torch.Tensor:
+    """(M, N) bfloat16, with the tensor cores' sums promoted to float32 every 128 columns."""
+    total = torch.zeros(w.M, w.N)
+    for group, k in enumerate(range(0, w.K, 128)):
+        partial = tensor_core_sum(w.A[:, k : k + 128].double(), w.B[:, k : k + 128].double()).float()
+        b_scale = w.B_scale[:, group].repeat_interleave(128)[: w.N]
+        total += partial * w.A_scale[:, group, None] * b_scale
+    return total.bfloat16()
+
+
+@pytest.mark.parametrize("K", [128, 512])
+@pytest.mark.parametrize("distribution", ["normal", "wide_scales"])
+def test_what_tensor_cores_round_away_is_right(K: int, distribution: str) -> None:
+    w = random_workload(64, 128, K, seed=K, distribution=distribution)
+    comparison = compare(tensor_core_result(w), Expected.of(w))
+    assert comparison.why_wrong() is None
+    # With margin, and not so much that the bound says nothing.
+    assert 0.2 < comparison.excess < 0.9
+
+
+def test_what_tensor_cores_round_away_is_nothing_of_integers() -> None:
+    w = integer_workload(32, 128, 512)
+    assert why_wrong(tensor_core_result(w), Expected.exactly(w)) is None
+
+
+@pytest.mark.parametrize("make", [random_workload, integer_workload])
+@pytest.mark.parametrize(("M", "N", "K"), [*SHAPES, (1, 16, 128), (300, 200, 640)])
+def test_a_result_rounded_once_is_right(make, M: int, N: int, K: int) -> None:
+    for seed in range(10 if M < 8 else 2):
+        w = make(M, N, K, seed=seed)
+        expected = Expected.of(w)
+        assert compare(expected.result.bfloat16(), expected).why_wrong() is None
+        assert compare(expected.result, expected).excess == 0
+    exact = Expected.exactly(integer_workload(M, N, K))
+    assert compare(exact.result.bfloat16(), exact).excess == 0
+
+
+@pytest.fixture(scope="module")
+def half_a_million() -> tuple[Workload, Expected]:
+    w = random_workload(512, 1024, 512, seed=3)
+    return w, Expected.of(w)
+
+
+def flip_one_sign(out: torch.Tensor) -> tuple[int, int]:
+    out[300, 700] *= -1
+    return 300, 700
+
+
+def leave_the_last_elements_zero(out: torch.Tensor) -> tuple[int, int]:
+    out[-1, -24:] = 0
+    return 511, 1000
+
+
+def swap_two_neighbours(out: torch.Tensor) -> tuple[int, int]:
+    out[511, 1022:] = out[511, 1022:].flip(0)
+    return 511, 1022
+
+
+def write_not_a_number(out: torch.Tensor) -> tuple[int, int]:
+    out[0, 0] = torch.nan
+    return 0, 0
+
+
+def write_infinity(out: torch.Tensor) -> tuple[int, int]:
+    out[511, 1023] = torch.inf
+    return 511, 1023
+
+
+FLAWS = [
+    flip_one_sign,
+    leave_the_last_elements_zero,
+    swap_two_neighbours,
+    write_not_a_number,
+    write_infinity,
+]
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_few_wrong_elements_are_seen_and_the_worst_is_named(half_a_million, flaw) -> None:
+    _, expected = half_a_million
+    out = expected.result.bfloat16()
+    row, first_column = flaw(out)
+    comparison = compare(out, expected)
+    assert comparison.excess > 1
+    assert (comparison.row, first_column) <= (row, comparison.column)
+    why = comparison.why_wrong()
+    assert why is not None
+    assert f"element ({row}, {comparison.column}) is {comparison.value:.6g}" in why
+    assert f"expected {expected.result[row, comparison.column].item():.6g} within" in why
+
+
+def test_24_zeros_in_the_last_of_4096_rows_are_seen() -> None:
+    w = random_workload(4096, 2048, 128, seed=1)
+    expected = Expected.of(w)
+    out = expected.result.bfloat16()
+    assert why_wrong(out, expected) is None
+    out[-1, :24] = 0
+    assert error(out, expected.result) < module.MAX_ERROR, "the mean does not see it"
+    assert compare(out, expected).row == 4095
+    assert why_wrong(out, expected) is not None
+
+
+def test_one_scale_read_wrong_for_one_tile_is_seen(half_a_million) -> None:
+    """One token's scale, of one group of K, for 128 of its results."""
+    w, expected = half_a_million
+    out = expected.result.bfloat16()
+    scale = w.A_scale.clone()
+    scale[77, 2] = scale[77, 1]
+    rows = slice(256, 384)
+    tile = Workload(w.A[77:78], scale[77:78], w.B[rows], w.B_scale[2:3])
+    out[77:78, rows] = reference(tile).bfloat16()
+    assert error(out, expected.result) < module.MAX_ERROR, "the mean does not see it"
+    assert compare(out, expected).row == 77
+    assert why_wrong(out, expected) is not None
+
+
+def test_any_one_element_of_an_exact_result_counts() -> None:
+    expected = Expected.exactly(integer_workload(64, 128, 256))
+    right = expected.result.bfloat16()
+    for row, column in ((0, 0), (63, 127), (40, 3)):
+        out = right.clone()
+        out[row, column] *= 1 + 2**-7  # one unit in the last place of bfloat16
+        out[row, column] += 0.25 * (out[row, column] == 0)
+        comparison = compare(out, expected)
+        assert (comparison.row, comparison.column, comparison.bound) == (row, column, 0)
+        exact = right[row, column].item()
+        assert comparison.why_wrong() == (
+            f"element ({row}, {column}) is {out[row, column].item():.6g}, expected {exact:.6g} exactly"
+        )
+
+
+def test_the_bound_is_of_the_element_and_both_ends_of_it_count() -> None:
+    """Two sums of products: what an element may be off by is in proportion to |a b|, not to the result."""
+    w = random_workload(2, 128, 128)
+    expected = Expected.of(w)
+    magnitude = reference(Workload(w.A.float().abs().to(w.A.dtype), w.A_scale, w.B, w.B_scale))
+    assert expected.magnitude is not None
+    by_hand = (
+        (w.A.double() * w.A_scale.double()).abs()
+        @ (w.B.double() * w.B_scale.double()).abs().t()
+    ).float()  # fmt: skip
+    assert (magnitude <= by_hand).all()
+    torch.testing.assert_close(expected.magnitude.float(), by_hand, rtol=2**-8, atol=0)
+    bound = 2**-8 * expected.result.abs() + 2**-9 * expected.magnitude.float()
+    for sign in (-1, 1):
+        assert compare(expected.result + sign * 0.99 * bound, expected).excess == pytest.approx(
+            0.99, rel=1e-3
+        )
+        assert compare(expected.result + sign * 1.01 * bound, expected).excess == pytest.approx(
+            1.01, rel=1e-3
+        )
+
+
+def test_negative_scales_do_not_shrink_the_bound() -> None:
+    w = random_workload(4, 128, 256)
+    negative = Workload(w.A, -w.A_scale, w.B, -w.B_scale)
+    assert torch.equal(Expected.of(negative).magnitude, Expected.of(w).magnitude)
+
+
+def test_a_mean_that_is_off_counts_though_each_element_is_near(half_a_million) -> None:
+    _, expected = half_a_million
+    comparison = compare(expected.result * 1.003, expected)
+    assert comparison.excess < 1
+    assert comparison.why_wrong() == "error 4.49e-06 is above 3e-06"
+    both = why_wrong(expected.result * 1.1, expected)
+    assert both is not None
+    assert both.startswith("error 0.00452 is above 3e-06; element (")
+
+
+def test_the_first_tokens_are_expected_alone(half_a_million) -> None:
+    _, expected = half_a_million
+    first = expected.first(7)
+    assert first.result.shape == first.magnitude.shape == (7, 1024)
+    assert why_wrong(expected.result[:7].bfloat16(), first) is None
+    assert why_wrong(expected.result[1:8].bfloat16(), first) is not None
+    assert Expected.exactly(integer_workload(3, 16, 128)).first(2).magnitude is None
+
+
+def test_chunks_change_nothing(half_a_million, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = half_a_million
+    out = expected.result.bfloat16()
+    out[400, 5] *= -1
+    whole = compare(out, expected)
+    monkeypatch.setattr(module, "_COMPARED", 10_000)
+    parts = compare(out, expected)
+    assert (parts.row, parts.column, parts.excess, parts.value) == (400, 5, whole.excess, whole.value)
+    assert parts.error == pytest.approx(whole.error, rel=1e-9)
+
+
+def test_nothing_is_nothing_wrong() -> None:
+    for M, N in ((0, 16), (0, 0)):
+        assert why_wrong(torch.empty(M, N), Expected(torch.empty(M, N), None)) is None
+    with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(2, 1\) differ"):
+        compare(torch.empty(1, 2), Expected(torch.empty(2, 1), None))
+
+
+def test_zeros_must_be_zero() -> None:
+    """Where every product is zero there is nothing to round."""
+    w = random_workload(2, 128, 128)
+    zero = Workload(torch.zeros_like(w.A), w.A_scale, w.B, w.B_scale)
+    expected = Expected.of(zero)
+    assert why_wrong(torch.zeros(2, 128), expected) is None
+    out = torch.zeros(2, 128)
+    out[1, 3] = 1e-30
+    assert why_wrong(out, expected) is not None
 
 
 def test_unknown_options_are_refused() -> None:

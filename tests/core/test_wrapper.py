@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tilelang_gemm_wrapper import backends, configurer
+from tilelang_gemm_wrapper import backends, configurer, gemm_nt_f8f8bf16
 from tilelang_gemm_wrapper.core import wrapper
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -270,7 +270,16 @@ def test_only_a_compiled_kernel_is_launched_without_the_full_check(served, compi
 
 
 @pytest.mark.parametrize(
-    "flaw", ["misaligned", "C over A", "C over B", "scales of neither layout", "gradient"]
+    "flaw",
+    [
+        "misaligned",
+        "C over A",
+        "C over B",
+        "the end of C over A",
+        "the end of C over B",
+        "scales of neither layout",
+        "gradient",
+    ],
 )
 def test_what_a_kernel_does_not_see_is_looked_at(served, compiler, flaw):
     wrapper.gemm_for(N, K, CPU).prepare(0)
@@ -281,6 +290,13 @@ def test_what_a_kernel_does_not_see_is_looked_at(served, compiler, flaw):
         C = A.view(C.dtype)[:, :N].as_strided((4, N), (N, 1))
     elif flaw == "C over B":
         C = B.view(C.dtype).flatten()[-4 * N :].view(4, N)
+    elif flaw.startswith("the end of C"):
+        storage = torch.zeros(2 * 4 * N + N * K, dtype=torch.uint8)
+        C, rest = storage[: 2 * 4 * N].view(C.dtype).view(4, N), storage[2 * 4 * N - 16 :]
+        if flaw.endswith("A"):
+            A = rest[: 4 * K].view(A.dtype).view(4, K)
+        else:
+            B = rest[: N * K].view(B.dtype).view(N, K)
     elif flaw == "scales of neither layout":
         A_scale = torch.ones(4, 2 * K // 128)[:, ::2]
     else:
@@ -289,13 +305,103 @@ def test_what_a_kernel_does_not_see_is_looked_at(served, compiler, flaw):
     assert not compiler.launched
 
 
+@pytest.mark.parametrize("bounds", [(8,), (8, 16), (1, 2, 4, 4095)])
+def test_every_m_of_any_size_is_launched_at_once_by_the_choice_of_the_table(compiler, monkeypatch, bounds):
+    """Larger ones too: a look-up that knew no choice for them would check, and launch, every call twice."""
+    configs = [KernelConfig("swapAB", 64, 8 * (i + 1), 128, 6, 128) for i in range(len(bounds))]
+    choices = tuple(Choice("swapAB", config, "test", "because") for config in configs)
+    table = DispatchTable(N, K, H200, bounds, choices)
+    monkeypatch.setattr(wrapper, "build_table", lambda *_: table)
+    gemm = wrapper.gemm_for(N, K, CPU)
+    for position in range(len(bounds)):
+        gemm.prepare(position)
+    largest = bounds[-1] + 3
+    workload = random_workload(largest, N, K)
+    tensors = (workload.A, workload.A_scale, workload.B, workload.B_scale, workload.empty_output())
+    for M in sorted({M for bound in bounds for M in (bound, bound + 1)} | {1, largest}):
+        compiler.launched.clear()
+        assert wrapper.run_compiled(*first(tensors, M)) is True, M
+        assert [config for config, _ in compiler.launched] == [configs[table.index(M)]], M
+
+
 def test_a_kernel_that_refuses_leaves_the_explanation_to_the_full_check(served):
+    gemm = wrapper.gemm_for(N, K, CPU)
+    gemm.prepare(0)
+    refusal = RuntimeError("argument 1 is not to this kernel's taste")
+
+    def refuse(*_):
+        raise refusal
+
+    gemm.kernels[0] = refuse
+    assert wrapper.run_compiled(*first(served, 4)) is refusal
+    assert wrapper.run_compiled("A", "A_scale", "B", "B_scale", "C") is not True
+
+
+@pytest.fixture
+def unwilling(served, compiler):
+    """Tensors whose launch fails each time it is not made with every check."""
     gemm = wrapper.gemm_for(N, K, CPU)
     gemm.prepare(0)
 
     def refuse(*_):
-        raise RuntimeError("argument 1 is not to this kernel's taste")
+        raise RuntimeError("the first attempt failed\nand a long trace")
 
     gemm.kernels[0] = refuse
-    assert not wrapper.run_compiled(*first(served, 4))
-    assert not wrapper.run_compiled("A", "A_scale", "B", "B_scale", "C")
+    return first(served, 4)
+
+
+def call(A, A_scale, B, B_scale, C):
+    gemm_nt_f8f8bf16((A, A_scale), (B, B_scale), C)
+
+
+def test_a_launch_that_went_through_when_repeated_is_told_once(unwilling, compiler, caplog):
+    for _ in range(3):
+        call(*unwilling)
+    assert len(compiler.launched) == 3
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    said = record.getMessage()
+    assert f"N={N}, K={K}: a launch failed and was repeated" in said
+    assert "RuntimeError: the first attempt failed" in said
+    assert "long trace" not in said
+    assert wrapper.gemm_for(N, K, CPU).repeated == 3
+
+
+def test_nothing_is_told_of_first_calls_nor_of_calls_that_are_wrong(served, compiler, caplog):
+    call(*first(served, 4))  # builds and compiles
+    call(*first(served, 4))
+    A, A_scale, B, B_scale, C = first(served, 4)
+
+    def refuse(*_):
+        raise ValueError("expected another C")
+
+    wrapper.gemm_for(N, K, CPU).kernels[0] = refuse
+    with pytest.raises(ValueError, match="C has shape"):
+        call(A, A_scale, B, B_scale, C[:, :-16])
+    assert len(compiler.launched) == 2
+    assert caplog.records == []
+    assert wrapper.gemm_for(N, K, CPU).repeated == 0
+
+
+def test_a_launch_that_fails_again_raises_and_is_not_told_as_repeated(unwilling, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("for good")
+
+    gemm = wrapper.gemm_for(N, K, CPU)
+    gemm._launches[0] = fail
+    with pytest.raises(RuntimeError, match="for good"):
+        call(*unwilling)
+    assert caplog.records == []
+
+
+def test_a_compilers_pages_are_no_reason(compiler, monkeypatch, caplog):
+    def compile_kernel(job):
+        raise RuntimeError("nvcc failed\n" + "__global__ void main() {}\n" * 400)
+
+    monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
+    gemm = wrapper.Gemm(table(SWAP), CPU)
+    gemm.prepare(0)
+    (record,) = caplog.records
+    assert "RuntimeError: nvcc failed" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert "__global__" not in gemm.choices[0].reason

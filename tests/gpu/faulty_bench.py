@@ -1,9 +1,10 @@
-"""A bench on the real GPU with three faulty candidates, for the fault-injection run.
+"""A bench on the real GPU with four faulty candidates, for the fault-injection run.
 
     python tuning/tune_tilelang_gemm.py --N 4096 --K 1024 --no-ray --bench faulty_bench:FaultyBench ...
 
 with this folder on PYTHONPATH. Of the swapAB candidates with 8 tokens a tile, the one with 3 stages hangs,
-the one with 4 writes far outside its output, the one with 6 is twice too large.
+the one with 4 writes far outside its output, the one with 6 is twice too large, and the one with 8 gives the
+last element the wrong sign.
 """
 
 from __future__ import annotations
@@ -45,4 +46,8 @@ class FaultyBench(GpuBench):
             kernel(A, A_scale, B, B_scale, C)
             C.mul_(2)
 
-        return {3: hang, 4: write_far_away, 6: wrong}.get(config.num_stages, kernel)
+        def wrong_in_one_element(A, A_scale, B, B_scale, C):
+            kernel(A, A_scale, B, B_scale, C)
+            C[-1, -1].mul_(-1)
+
+        return {3: hang, 4: write_far_away, 6: wrong, 8: wrong_in_one_element}.get(config.num_stages, kernel)

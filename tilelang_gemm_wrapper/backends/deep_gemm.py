@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core import kernel_cache
+from ..core.failure_text import first_line
 from ..quantize import is_column_tma
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def why_unavailable(device: Device) -> str | None:
         _deep_gemm()
     except Exception as exception:  # a build for another torch fails in ways of its own: that is the reason
         return (
-            f"deep_gemm cannot be imported ({type(exception).__name__}: {exception}): install a build "
+            f"deep_gemm cannot be imported ({first_line(exception)}): install a build "
             f"that fits torch {torch.__version__}"
         )
     return None

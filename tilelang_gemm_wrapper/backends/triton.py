@@ -14,6 +14,7 @@ import torch
 
 from ..core import kernel_cache
 from ..core.device import HOPPER_SHARED_MEMORY, device_of
+from ..core.failure_text import first_line
 
 if TYPE_CHECKING:
     from ..core.device import Device
@@ -103,8 +104,7 @@ def why_unavailable(device: Device) -> str | None:
     try:
         _kernel()
     except Exception as exception:  # whatever goes wrong in another package's import is the reason
-        cause = f"{type(exception).__name__}: {exception}"
-        return f"triton cannot be imported ({cause}): pip install 'triton>=3.4'"
+        return f"triton cannot be imported ({first_line(exception)}): pip install 'triton>=3.4'"
     return None
 
 

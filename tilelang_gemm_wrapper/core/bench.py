@@ -14,7 +14,7 @@ from ..models import PUBLIC_M, shape_list_names, shapes_of
 from . import report
 from .arguments import whole_numbers
 from .conditions import record_conditions
-from .results import HostRow, Row, append_rows, by_cell, read_rows, write_rows
+from .results import CellFile, HostRow, Row, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
 PROVIDER_NAMES = (
@@ -159,27 +159,18 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     environment = Environment.here(device.name, record_conditions().driver)
     stem = options.shapes or f"N{options.N}_K{options.K}"
     path = options.output or options.results_dir / device.name / f"gemm_{stem}.csv"
-    rows = read_rows(path, Row) if options.resume and path.exists() else []
-    done = by_cell(rows)
-    wanted = set(options.providers)
-    todo = {(N, K): [M for M in options.m if not wanted <= done.get((M, N, K), {}).keys()] for N, K in shapes}
-    todo = {shape: ms for shape, ms in todo.items() if ms}
-    # A cell is compared within one run only: what is measured again leaves nothing of its old rows.
-    rows = [row for row in rows if row.M not in todo.get((row.N, row.K), ())]
-    write_rows(path, rows, Row)
-
+    results = CellFile(path, read_rows(path, Row) if options.resume and path.exists() else ())
+    todo = _todo(shapes, options.m, options.providers, results.rows)
     if options.compile_workers:
-        compile_ahead(todo, options.providers, options.compile_workers)
+        needed = {name for by_m in todo.values() for names in by_m.values() for name in names}
+        compile_ahead(todo, needed, options.compile_workers)
     status = 0
     try:
         with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
-            for (N, K), ms in todo.items():
+            for (N, K), by_m in todo.items():
                 progress.set_postfix_str(f"N={N} K={K}")
-                for cell_rows in measure_shape(
-                    N, K, ms, options.providers, environment, budget_ms=options.budget_ms
-                ):
-                    rows.extend(cell_rows)
-                    append_rows(path, cell_rows)
+                for cell_rows in measure_shape(N, K, by_m, environment, budget_ms=options.budget_ms):
+                    results.add(cell_rows)
                     progress.update()
         if options.host_overhead:
             host_rows = host_overhead(*shapes[0], environment)
@@ -188,9 +179,27 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     except DeviceLostError as lost:
         print(lost, file=sys.stderr)
         status = 1
-    if rows:
-        _print_report(path, rows)
+    if results.rows:
+        _print_report(path, results.rows)
     return status
+
+
+def _todo(
+    shapes: Sequence[tuple[int, int]], ms: Sequence[int], wanted: Sequence[str], rows: Sequence[Row]
+) -> dict[tuple[int, int], dict[int, tuple[str, ...]]]:
+    """(N, K) -> M -> the providers to measure there, of all cells that lack one of the wanted.
+
+    Providers are compared within one run only: a cell that lacks one is measured anew with all that it has.
+    """
+    done = by_cell(rows)
+    todo: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
+    for N, K in shapes:
+        for M in ms:
+            has = done.get((M, N, K), {}).keys()
+            if not has >= set(wanted):
+                names = tuple(name for name in PROVIDER_NAMES if name in has or name in wanted)
+                todo.setdefault((N, K), {})[M] = names
+    return todo
 
 
 def _print_report(path: Path, rows: Sequence[Row]) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from .bench_providers import PROVIDERS, Call, Matrix, Refused, chosen_kernel
+from .bench_providers import PROVIDERS, Call, Case, Matrix, Refused, chosen_kernel
 from .conditions import record_conditions
 from .device import Device, device_of
 from .environment import Environment
 from .failure_text import first_line
 from .results import Row, gemm_bytes, gemm_flops, with_ratios
 from .timing import Timing, TimingError, ideal_us, streaming_floor_us, time_interleaved, why_impossible
-from .workload import MAX_ERROR, error
+from .workload import Comparison, compare
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +28,20 @@ class DeviceLostError(RuntimeError):
 def measure_shape(
     N: int,
     K: int,
-    ms: Sequence[int],
-    providers: Sequence[str],
+    providers: Mapping[int, Sequence[str]],
     environment: Environment,
     *,
     budget_ms: float = 25.0,
 ) -> Iterator[list[Row]]:
     """Measure one weight shape on the current CUDA device; yields the rows of one M after the other.
 
-    The weight copies, the reference and the floor are made once for all M. Raises DeviceLostError where a
-    provider has left the CUDA context unusable: nothing measured after that would mean anything.
+    providers: of each M, which are compared. The weight copies, the expected results and the floor are made
+    once for all M. Raises DeviceLostError where a provider has left the CUDA context unusable: nothing
+    measured after that would mean anything.
     """
-    matrix = Matrix.random(max(ms), N, K, device_of(torch.cuda.current_device()))
+    device = device_of(torch.cuda.current_device())
+    matrix = Matrix.random(max(providers), N, K, device)
+    integers = Matrix.integers(max(providers), N, K, device)
     read_us = streaming_floor_us([B for B, _ in matrix.weights])
     impossible = why_impossible(read_us, N * K, 0, matrix.device)
     if impossible:
@@ -48,7 +50,7 @@ def measure_shape(
     conditions = record_conditions()
     for warning in conditions.warnings():
         logger.warning("N=%d K=%d: %s", N, K, warning)
-    for M in ms:
+    for M, names in providers.items():
         common = Row(
             **environment.as_fields(),
             M=M,
@@ -61,10 +63,12 @@ def measure_shape(
             temperature_c=conditions.temperature_c,
             power_w=conditions.power_w,
         )
-        yield _measure_cell(matrix, providers, common, budget_ms)
+        yield _measure_cell(matrix, integers, names, common, budget_ms)
 
 
-def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_ms: float) -> list[Row]:
+def _measure_cell(
+    matrix: Matrix, integers: Matrix | None, providers: Sequence[str], common: Row, budget_ms: float
+) -> list[Row]:
     M, N, K = common.cell
     case = matrix.case(M)
     rows: dict[str, Row] = {}
@@ -73,8 +77,10 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
         row = replace(common, provider=name)
         try:
             call = PROVIDERS[name](case)
-            case.C.fill_(math.nan)  # an element that is not written must not pass for the last provider's
-            deviation = error(call(0), case.reference)
+            comparison = _result(call, case)
+            why_wrong = comparison.why_wrong()
+            if why_wrong is None and integers is not None:
+                why_wrong = _why_inexact(PROVIDERS[name], integers.case(M))
             if name.startswith("tilelang_gemm"):
                 kernel, config = chosen_kernel(M, N, K)
                 row = replace(row, kernel=kernel, config=config)
@@ -85,11 +91,11 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
             stop_if_device_is_lost(name, failure)
             rows[name] = replace(row, reason=first_line(failure))
             continue
-        rows[name] = replace(row, error=deviation)
-        if deviation <= MAX_ERROR:
+        rows[name] = replace(row, error=comparison.error)
+        if why_wrong is None:
             calls[name] = call
         else:
-            rows[name] = replace(rows[name], reason=f"wrong: error {deviation:.3g} is above {MAX_ERROR:g}")
+            rows[name] = replace(rows[name], reason=f"wrong: {why_wrong}")
     while calls:
         try:
             timings = time_interleaved(calls, len(matrix.weights), budget_ms=budget_ms)
@@ -102,6 +108,17 @@ def _measure_cell(matrix: Matrix, providers: Sequence[str], common: Row, budget_
             rows[name] = _timed(rows[name], timing, matrix.device)
         break
     return with_ratios(list(rows.values()))
+
+
+def _result(call: Call, case: Case) -> Comparison:
+    """One call's result beside what is expected of the case."""
+    case.C.fill_(math.nan)  # an element that is not written must not pass for the last provider's
+    return compare(call(0), case.expected)
+
+
+def _why_inexact(provider: Callable[[Case], Call], case: Case) -> str | None:
+    why = _result(provider(case), case).why_wrong()
+    return f"on integers {why}" if why else None
 
 
 def _timed(row: Row, timing: Timing, device: Device) -> Row:
@@ -129,5 +146,6 @@ def stop_if_device_is_lost(provider: str, failure: BaseException) -> None:
     except RuntimeError as lost:
         raise DeviceLostError(
             f"{provider} has left the CUDA context unusable ({first_line(failure)}): the rows before it are "
-            f"written; go on with --resume and --providers without {provider}"
+            f"written; go on with --resume and --providers without {provider}, whose older rows of this cell "
+            f"you must delete, if the CSV has any"
         ) from lost

@@ -17,7 +17,7 @@ from .config import KernelConfig
 from .default_choice import default_entries
 from .device import Device, device_of
 from .timing import cold_copies
-from .workload import random_workload, reference
+from .workload import MAX_INTEGER_K, Expected, Workload, integer_workload, random_workload
 from .wrapper import gemm_for, tilelang_launch
 
 Call = Callable[[int], torch.Tensor]
@@ -32,8 +32,8 @@ class Matrix:
     """One weight shape with its cold copies and the tokens of the largest M, shared by all M and providers.
 
     A (m_max, K) e4m3, A_scale (m_max, ceil(K/128)) float32 row-major; weights: copies of B (N, K) e4m3 and
-    B_scale (ceil(N/128), ceil(K/128)) float32, equal in value; C (m_max, N) bfloat16; reference (m_max, N)
-    float32.
+    B_scale (ceil(N/128), ceil(K/128)) float32, equal in value; C (m_max, N) bfloat16; expected: what m_max
+    tokens must give.
     """
 
     device: Device
@@ -43,28 +43,32 @@ class Matrix:
     A_scale: torch.Tensor
     weights: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     C: torch.Tensor
-    reference: torch.Tensor
+    expected: Expected
 
     @classmethod
     def random(cls, m_max: int, N: int, K: int, device: Device, seed: int = 0) -> Matrix:
         """Fresh random data on the current CUDA device, with as many copies as keep the weights cold."""
         inputs = random_workload(m_max, N, K, device="cuda", seed=seed)
-        copies = cold_copies(N * K, device.l2_bytes)
-        B = inputs.B.unsqueeze(0).expand(copies, N, K).contiguous()
+        return cls._of(inputs, Expected.of(inputs), device, cold_copies(N * K, device.l2_bytes))
+
+    @classmethod
+    def integers(cls, m_max: int, N: int, K: int, device: Device, seed: int = 0) -> Matrix | None:
+        """One copy of integers, of which every element must be exact; None where K is too large for that."""
+        if K > MAX_INTEGER_K:
+            return None
+        inputs = integer_workload(m_max, N, K, device="cuda", seed=seed)
+        return cls._of(inputs, Expected.exactly(inputs), device, 1)
+
+    @classmethod
+    def _of(cls, inputs: Workload, expected: Expected, device: Device, copies: int) -> Matrix:
+        B = inputs.B.unsqueeze(0).expand(copies, *inputs.B.shape).contiguous()
         B_scale = inputs.B_scale.unsqueeze(0).expand(copies, *inputs.B_scale.shape).contiguous()
-        return cls(
-            device,
-            N,
-            K,
-            inputs.A,
-            inputs.A_scale,
-            tuple(zip(B.unbind(), B_scale.unbind(), strict=True)),
-            torch.empty(m_max, N, dtype=torch.bfloat16, device="cuda"),
-            reference(inputs),
-        )
+        weights = tuple(zip(B.unbind(), B_scale.unbind(), strict=True))
+        C = inputs.empty_output()
+        return cls(device, inputs.N, inputs.K, inputs.A, inputs.A_scale, weights, C, expected)
 
     def case(self, M: int) -> Case:
-        return Case(self, M, self.A[:M], self.A_scale[:M], self.C[:M], self.reference[:M])
+        return Case(self, M, self.A[:M], self.A_scale[:M], self.C[:M], self.expected.first(M))
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Case:
     A: torch.Tensor
     A_scale: torch.Tensor
     C: torch.Tensor
-    reference: torch.Tensor
+    expected: Expected
 
 
 def _launching(launch: Callable[..., Any], case: Case, A_scale: torch.Tensor) -> Call:
@@ -181,7 +185,9 @@ def _cublas(case: Case) -> Call:
         raise Refused(
             f"torch {torch.__version__} has no torch.nn.functional.scaled_mm: 2.10 and later have it"
         )
-    A, A_scale = case.A, case.A_scale.t().contiguous().t()  # stride (1, M)
+    A = case.A
+    # Stride (1, M), of one token too: there contiguous() keeps whatever stride a dimension of one has.
+    A_scale = torch.empty_strided(case.A_scale.shape, (1, case.M), device=A.device).copy_(case.A_scale)
     weights = [(B.t(), B_scale.t()) for B, B_scale in case.matrix.weights]
 
     def call(i: int) -> torch.Tensor:

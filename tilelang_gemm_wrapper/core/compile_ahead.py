@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .compile_cache import WarmupJob, compile_many, run_jobs
 from .progress import progress_bar
@@ -14,7 +14,7 @@ _COMPILED_BACKENDS = ("deep_gemm", "triton")
 
 
 def compile_ahead(
-    cells: Mapping[tuple[int, int], Sequence[int]], providers: Sequence[str], workers: int
+    cells: Mapping[tuple[int, int], Collection[int]], providers: Collection[str], workers: int
 ) -> None:
     """Compile for every (N, K) and its M, with `workers` processes for the backends, on the current device.
 

@@ -28,6 +28,7 @@ from tilelang_gemm_wrapper.core import child_process, cuda_toolchain, kernel_cac
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.environment import installed_version
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.kernel_cache import cache_directory
 
 logger = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ def _run_worker(waiting: deque[AnyJob], finished: SimpleQueue[str | None]) -> No
                 _remember(job, failure)
             finished.put(str(failure) if failure else None)
         except Exception as problem:  # no process to be had, say: the one who waits must hear of it
-            finished.put(f"{job}: {type(problem).__name__}: {problem}")
+            finished.put(f"{job}: {first_line(problem)}")
     worker.close()
 
 
@@ -288,7 +289,7 @@ def _serve_jobs() -> None:
             else:
                 compile_kernel(CompileJob.from_json(line))
         except Exception as problem:  # whatever a compiler raises is this job's failure, not the worker's
-            error = f"{type(problem).__name__}: {problem}"
+            error = first_line(problem)
         answers.write(json.dumps({"error": error}) + "\n")
 
 

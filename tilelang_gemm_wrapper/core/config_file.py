@@ -92,6 +92,7 @@ def parse_config_file(path: str | os.PathLike[str], N: int, K: int, device: Devi
         )
     refused: list[str] = []
     metadata = _read_metadata(path, table.pop(METADATA_KEY, {}), refused)
+    _require_same_device(path, metadata, N, K, device)
     spellings = Counter(int(key) for key in table if _is_m(key))
     entries: list[Entry] = []
     for key, fields in table.items():
@@ -158,6 +159,18 @@ def _parse_name(path: Path, N: int, K: int, device: Device) -> str:
     else:
         return match["device"]
     raise ConfigFileError(f"{path} is not used: {why}.")
+
+
+def _require_same_device(path: Path, metadata: Mapping[str, Any], N: int, K: int, device: Device) -> None:
+    """Its name alone does not make a file one for `device`: a copy under another name keeps its sidecar."""
+    tuned_on = metadata.get("device")
+    if tuned_on is None:
+        return
+    if not isinstance(tuned_on, str) or canonical_name(tuned_on) != canonical_name(device.name):
+        raise ConfigFileError(
+            f"{path} is not used: its {metadata_path(path).name} says that it was tuned on {show(tuned_on)}, "
+            f"this is {device.name}; tune N={N},K={K} on this device."
+        )
 
 
 def _is_m(key: str) -> bool:

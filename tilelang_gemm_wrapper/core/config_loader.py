@@ -10,9 +10,11 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core.compile_cache import code_version
 from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import (
     ConfigFile,
@@ -73,6 +75,26 @@ def choose(entries: Sequence[Entry], M: int) -> Entry | None:
         return None
     index = bisect_left(entries, M, key=lambda entry: entry.M)
     return entries[min(index, len(entries) - 1)]
+
+
+def why_other_kernels(file: ConfigFile) -> str | None:
+    """That a file was tuned with other kernels than would run here, in words; None where it does not say so.
+
+    Its kernels are valid and its results right all the same: only which is fastest may have changed.
+    """
+    tuned_with = file.metadata.get("kernels")
+    try:
+        running = code_version()
+    except PackageNotFoundError:  # without TileLang none run here
+        return None
+    if not isinstance(tuned_with, str) or tuned_with == running:
+        return None
+    return f"tuned with {_short(tuned_with)}, running {_short(running)}"
+
+
+def _short(code_version: str) -> str:
+    """A version with its hashes cut to 12 digits."""
+    return " ".join(word[:12] for word in code_version.split())[:80]
 
 
 def _other_names(directory: Path, names: Sequence[str], N: int, K: int, refused: list[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -116,10 +117,36 @@ def write_rows(path: Path, rows: Sequence[AnyRow], kind: type[AnyRow]) -> None:
 
 def append_rows(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells."""
-    with path.open("a", newline="", encoding="utf-8") as file:
-        _write(file, rows)
-        file.flush()
+    text = io.StringIO()
+    _write(text, rows)
+    with path.open("ab", buffering=0) as file:  # one write: Ctrl-C leaves all of these rows, or none
+        file.write(text.getvalue().encode())
         os.fsync(file.fileno())
+
+
+class CellFile:
+    """The rows of a benchmark and their file, which changes only once a cell has been measured.
+
+    `kept` are the rows that the file has, each kept until its provider is measured again on its cell. Without
+    any, what the file held is gone as soon as the first cell has been measured.
+    """
+
+    def __init__(self, path: Path, kept: Sequence[Row] = ()) -> None:
+        self.path = path
+        self.rows = list(kept)
+        self._has_all_rows = bool(kept)
+
+    def add(self, measured: Sequence[Row]) -> None:
+        """Put one cell's rows into the file, in the place of its rows of these providers on that cell."""
+        renewed = {(row.cell, row.provider) for row in measured}
+        others = [row for row in self.rows if (row.cell, row.provider) not in renewed]
+        appends = self._has_all_rows and len(others) == len(self.rows)
+        self.rows = [*others, *measured]
+        if appends:
+            append_rows(self.path, measured)
+        else:
+            write_rows(self.path, self.rows, Row)
+        self._has_all_rows = True
 
 
 def _write(file: TextIO, rows: Sequence[DataclassInstance]) -> None:

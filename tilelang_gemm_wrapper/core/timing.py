@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .device import Device, canonical_name
+from .failure_text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class TimingError(RuntimeError):
     """A provider failed while it was warmed up or captured; `provider` names it, the cause is chained."""
 
     def __init__(self, provider: str, cause: BaseException) -> None:
-        super().__init__(f"{provider} cannot be timed: {type(cause).__name__}: {cause}")
+        super().__init__(f"{provider} cannot be timed: {first_line(cause)}")
         self.provider = provider
 
 

@@ -14,6 +14,7 @@ from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel
 from tilelang_gemm_wrapper.core.device import cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable, build_table, fallback_choice, log_notes
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.problem import lies_right
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,17 @@ Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch
 class Gemm:
     """All that calls with one (N, K) on one device share."""
 
-    __slots__ = ("_index", "_launches", "_lock", "_static", "choices", "kernels", "switches", "table")
+    __slots__ = (
+        "_index",
+        "_launches",
+        "_lock",
+        "_static",
+        "choices",
+        "kernels",
+        "repeated",
+        "switches",
+        "table",
+    )
 
     def __init__(self, table: DispatchTable, index: int, static_weights: bool | None = None) -> None:
         """static_weights: whether the kernels may read B early; None leaves it to the environment."""
@@ -35,6 +46,7 @@ class Gemm:
         self._launches: list[Launch | None] = [None] * len(table.choices)
         self.kernels: list[Launch | None] = [None] * len(table.choices)  # those of TileLang alone
         self.switches = table.bounds[:-1]  # the last choice has no bound
+        self.repeated = 0  # launches that failed and then went through, with every check before them
         self._lock = threading.Lock()
 
     def __call__(self, M: int, A, A_scale, B, B_scale, C) -> None:
@@ -76,6 +88,20 @@ class Gemm:
         """Positions of the choices that serve some M up to `m_max`."""
         return range(self.table.index(m_max) + 1)
 
+    def tell_repeated(self, failure: Exception) -> None:
+        """Count a launch that failed and went through when repeated. The first is told: calls get slower."""
+        with self._lock:
+            self.repeated += 1
+            is_first = self.repeated == 1
+        if is_first:
+            logger.warning(
+                "N=%d, K=%d: a launch failed and was repeated with every check, which makes each such call "
+                "slower (%s); it is told once for this shape",
+                self.table.N,
+                self.table.K,
+                first_line(failure),
+            )
+
     def _load(self, position: int, tell: bool) -> Launch:
         choice, job = self.choices[position], self.job(position)
         if job is not None:
@@ -86,7 +112,7 @@ class Gemm:
                     self.table.N,
                     self.table.K,
                     self.table.device,
-                    f"{job.config} did not compile ({type(problem).__name__}: {problem})",
+                    f"{job.config} did not compile ({first_line(problem)})",
                 )
                 if tell:
                     logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
@@ -129,11 +155,13 @@ _gemms: dict[tuple[int, int, int], Gemm] = {}
 _gemms_lock = threading.Lock()
 
 
-def run_compiled(A, A_scale, B, B_scale, C) -> bool:
-    """Launch the kernel of a call, if it is compiled and takes these tensors; else nothing has been written.
+def run_compiled(A, A_scale, B, B_scale, C) -> bool | Exception:
+    """Launch the kernel of a call, if it is compiled and takes these tensors: True, and only then, if it did.
 
     The path of every call but the first. A compiled TileLang kernel checks dtypes, shapes, strides and
-    devices itself before it launches: only what it does not see is left to look at here.
+    devices itself before it launches: only what it does not see is left to look at here. Otherwise nothing
+    has been written, and the call is to be made once more with every check, which says best what is wrong. An
+    exception is returned for `run` to tell of, should the checks find nothing.
     """
     try:
         M, K = A.shape
@@ -143,17 +171,23 @@ def run_compiled(A, A_scale, B, B_scale, C) -> bool:
         if kernel is None or not M or not lies_right(A, A_scale, B, B_scale, C, M, N, K):
             return False
         kernel(A, A_scale, B, B_scale, C)
-    except Exception:  # a call that fails is made once more with every check, which says best what is wrong
+    except KeyError:  # the first call of this shape
         return False
+    except Exception as failure:
+        return failure
     return True
 
 
-def run(M: int, N: int, K: int, index: int, A, A_scale, B, B_scale, C) -> None:
-    """Launch a checked problem on device `index` (-1: CPU)."""
+def run(
+    M: int, N: int, K: int, index: int, A, A_scale, B, B_scale, C, failure: bool | Exception = False
+) -> None:
+    """Launch a checked problem on device `index` (-1: CPU). `failure`: what `run_compiled` gave for it."""
     gemm = _gemms.get((N, K, index))
     if gemm is None:
         gemm = gemm_for(N, K, index)
     gemm(M, A, A_scale, B, B_scale, C)
+    if isinstance(failure, Exception):
+        gemm.tell_repeated(failure)
 
 
 def gemm_for(N: int, K: int, index: int, static_weights: bool | None = None) -> Gemm:

@@ -17,9 +17,9 @@ from ..core import kernel_registry
 from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
 from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
-from ..core.default_choice import default_entries
+from ..core.default_choice import continued, default_entries
 from ..core.device import KNOWN_DEVICES, Device, device_of
-from ..core.workload import Workload, random_workload, reference
+from ..core.workload import Expected, Workload, random_workload
 from . import capture
 from .cases import Case, Launch, TileLangCase, TritonCase
 from .resources import capability_of
@@ -54,7 +54,8 @@ def chosen_config(kernel_type: str, M: int, N: int, K: int, device: Device) -> K
     Raises ValueError where the kernel type has none for the shape.
     """
     file = find_config(N, K, device).file
-    entries = [(entry.M, entry.config) for entry in file.entries] if file else default_entries(N, K, device)
+    tuned = continued(file.entries, N, K, device) if file else []
+    entries = [(entry.M, entry.config) for entry in tuned] or default_entries(N, K, device)
     serving = next((config for bound, config in entries if bound >= M), entries[-1][1] if entries else None)
     if serving is not None and serving.kernel_type == kernel_type:
         return serving
@@ -136,7 +137,7 @@ def _tilelang_gemm(kernel_type: str, parameters: Mapping[str, Any], arch: str) -
         }
         if kernel_registry.needs_workspace(config, source_arch):
             arguments["partials"] = torch.empty((config.split_k, M, N), device=device)
-        return Launch(arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+        return Launch(arguments, ("C",), lambda: {"C": Expected.of(work)}, cold=("B", "B_scale"))
 
     # It imports the kernel's module when it is called: an edited one, where the lab runs it.
     function = kernel_registry.build(N, K, config, source_arch)
@@ -159,7 +160,7 @@ def _triton_gemm(parameters: Mapping[str, Any], arch: str) -> TritonCase:
 
     def launch(device: str) -> Launch:
         found, work = recorded(device)
-        return Launch(found.arguments, ("C",), lambda: {"C": reference(work)}, cold=("B", "B_scale"))
+        return Launch(found.arguments, ("C",), lambda: {"C": Expected.of(work)}, cold=("B", "B_scale"))
 
     found, _ = recorded("meta")
     kernel = import_module(f"{_PACKAGE}.backends._triton_kernel").block_scaled_gemm

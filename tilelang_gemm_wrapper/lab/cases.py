@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ..core.workload import Expected
+
 MAX_ERROR = 3e-6  # of `core.workload.error`; results in bfloat16 stand at 1.4e-6
 
 
@@ -22,13 +24,14 @@ class Launch:
 
     arguments: by name, in the kernel's order, every one (Triton's constexprs too). outputs: names of those
     that the kernel writes; they must be NaN-filled or zero, so that what is left unwritten is seen. expected:
-    the right outputs by name, in any float dtype. cold: names of those that `--bench` rotates through copies
-    larger than L2; the others stay where the launch before left them.
+    the right outputs by name, in any float dtype, or for a GEMM what each element must be. cold: names of
+    those that `--bench` rotates through copies larger than L2; the others stay where the launch before left
+    them.
     """
 
     arguments: Mapping[str, Any]
     outputs: tuple[str, ...]
-    expected: Callable[[], Mapping[str, torch.Tensor]]
+    expected: Callable[[], Mapping[str, torch.Tensor | Expected]]
     cold: tuple[str, ...] = ()
     max_error: float = MAX_ERROR
 

@@ -129,8 +129,9 @@ def run_text(run: Run) -> str:
         columns.append((f"{now.entry}, this run", now.as_json()))
     lines += ["", diffs.resource_table(columns)]
     for name, error in run.errors.items():
-        verdict = "right" if error <= run.max_error else "WRONG"
-        lines.append(f"check of {name}: {verdict}, error {error:.3g}, at most {run.max_error:g} is right")
+        why_wrong = run.wrong.get(name)
+        verdict = f"WRONG, {why_wrong}" if why_wrong else f"right, at most {run.max_error:g} is"
+        lines.append(f"check of {name}: error {error:.3g}: {verdict}")
     if run.timings:
         edited, unedited = run.timings["edited"], run.timings["unedited"]
         for name, timing in run.timings.items():

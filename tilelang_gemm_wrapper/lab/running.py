@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.device import device_of
 from ..core.timing import Timing, cold_copies, time_interleaved
-from ..core.workload import error
+from ..core.workload import Expected, compare, error
 from . import dumps, kernels
 from .built import Built
 from .cases import Case, Launch
@@ -38,18 +38,20 @@ class Compiled:
 @dataclass(frozen=True, slots=True)
 class Run:
     """What `run_from` found. outputs: what the kernel wrote, by name. errors: `core.workload.error` of each
-    against the reference; empty without check. passed: whether all are small enough. timings: of "edited" and
-    "unedited"; empty without bench."""
+    against the reference; empty without check. wrong: why an output is no right one, by name. timings: of
+    "edited" and "unedited"; empty without bench."""
 
     compiled: Compiled
     outputs: Mapping[str, torch.Tensor]
     errors: Mapping[str, float] = field(default_factory=dict)
     max_error: float = 0.0
+    wrong: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        return all(error <= self.max_error for error in self.errors.values())
+        """Whether every output that was checked is right."""
+        return not self.wrong
 
 
 def compile_from(path: str | Path) -> Compiled:
@@ -98,9 +100,9 @@ def run_from(path: str | Path, *, check: bool = True, bench: bool = False) -> Ru
     launch = compiled.case.launch("cuda")
     launcher = compiled.built.launcher()
     outputs = _launched(launcher, launch)
-    errors = _errors(launch, outputs) if check else {}
+    errors, wrong = _checked(launch, outputs) if check else ({}, {})
     timings = _timings(compiled, launch, launcher) if bench else {}
-    return Run(compiled, outputs, errors, launch.max_error, timings)
+    return Run(compiled, outputs, errors, launch.max_error, wrong, timings)
 
 
 def _refuse_other_compiler(file: LevelFile) -> None:
@@ -155,9 +157,23 @@ def _launched(launcher: Callable[[Launch], None], launch: Launch) -> dict[str, t
     return {name: launch.arguments[name] for name in launch.outputs}
 
 
-def _errors(launch: Launch, outputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def _checked(launch: Launch, outputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], dict[str, str]]:
+    """The error of each output, and why those that are wrong are."""
     expected = launch.expected()
-    return {name: error(actual, expected[name].reshape(actual.shape)) for name, actual in outputs.items()}
+    errors: dict[str, float] = {}
+    wrong: dict[str, str] = {}
+    for name, actual in outputs.items():
+        right = expected[name]
+        if isinstance(right, Expected):
+            comparison = compare(actual, right)
+            errors[name], why_wrong = comparison.error, comparison.why_wrong()
+        else:
+            errors[name] = error(actual, right.reshape(actual.shape))
+            is_right = errors[name] <= launch.max_error
+            why_wrong = None if is_right else f"its error is above {launch.max_error:g}"
+        if why_wrong is not None:
+            wrong[name] = why_wrong
+    return errors, wrong
 
 
 def _timings(compiled: Compiled, launch: Launch, edited: Callable[[Launch], None]) -> dict[str, Timing]:

@@ -1,7 +1,8 @@
 """What runs inside the killable child: check candidates against float32, then time them, on one GPU.
 
 A child trusts no candidate. Each is run on a poisoned output between guard rows, with a ragged M and
-row-major scales as well, and twice; only what is right, stays inside and repeats bit for bit is timed.
+row-major scales as well, on random data and on integers, of which every element must be exact, and twice;
+only what is right, stays inside and repeats bit for bit is timed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tilelang_gemm_wrapper.core.results import gemm_flops
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
 if TYPE_CHECKING:
+    from tilelang_gemm_wrapper.core.bench_providers import Matrix
     from tilelang_gemm_wrapper.quantize import ScaleLayout
 
 GUARD_ROWS = 8  # rows of C kept before and after the output that a kernel must not touch
@@ -96,13 +98,16 @@ class GpuBench:
         torch = self._torch
         self._kernels.clear()
         self._checked_ragged.clear()
-        self.__dict__.pop("_matrix", None)  # freed before the next one is made
+        for name in ("_matrix", "_integers"):
+            self.__dict__.pop(name, None)  # freed before the next ones are made
         torch.cuda.empty_cache()
         self._seed += 1
         matrix = self._matrix = Matrix.random(m_max, N, K, self._device, seed=self._seed)
+        self._integers = Matrix.integers(m_max, N, K, self._device, seed=self._seed)
+        self._scales: dict[tuple[int, str, int], Any] = {}
         # The outputs lie between rows that nobody may write.
-        self._C = torch.full((m_max + 2 * GUARD_ROWS, N), torch.nan, dtype=torch.bfloat16, device="cuda")
-        self._scales: dict[tuple[str, int], Any] = {}
+        rows = m_max + 2 * GUARD_ROWS
+        self._C = torch.full((rows, N), torch.nan, dtype=torch.bfloat16, device=matrix.A.device)
         self._sums = self._input_sums()
         floor = streaming_floor_us([B for B, _ in matrix.weights]) if N * K % 16 == 0 else None
         if floor is not None and why_impossible(floor, N * K, 0, self._device):
@@ -119,42 +124,60 @@ class GpuBench:
     def check(self, config: KernelConfig, M: int) -> float:
         """The error at M tokens. Raises CandidateError where the candidate is wrong in any way."""
         try:
-            if config not in self._checked_ragged:
-                # One row more than whole tiles where the data have it, else one row less than M.
-                tile = max(config.tile_tokens, 8)
-                m_max = self._C.shape[0] - 2 * GUARD_ROWS
-                self._check_once(config, min(tile + 1, m_max), "row")
-                self._checked_ragged.add(config)
-            error = self._check_once(config, M, "column_tma")
-            if self._input_sums() != self._sums:
-                # Everything timed after this would be on other data.
-                raise DeviceLostError("out_of_bounds", f"it changed its inputs at M = {M}")
+            try:
+                error = self._check_layouts(config, M)
+            except CandidateError:
+                self._require_same_inputs(M)
+                raise
+            self._require_same_inputs(M)
             return error
         except CandidateError:
             raise
         except Exception as problem:
             raise self._classified(problem) from problem
 
-    def _check_once(self, config: KernelConfig, M: int, layout: ScaleLayout) -> float:
-        from tilelang_gemm_wrapper.core.workload import MAX_ERROR, error
+    def _check_layouts(self, config: KernelConfig, M: int) -> float:
+        """The error at M tokens with column-major scales; at first row-major ones and a ragged M as well."""
+        if config not in self._checked_ragged:
+            # One row more than whole tiles where the data have it, else one row less than M.
+            tile = max(config.tile_tokens, 8)
+            m_max = self._C.shape[0] - 2 * GUARD_ROWS
+            self._check_on_all(config, min(tile + 1, m_max), "row")
+            self._checked_ragged.add(config)
+        return self._check_on_all(config, M, "column_tma")
 
-        torch = self._torch
-        matrix, C = self._matrix, self._C
+    def _require_same_inputs(self, M: int) -> None:
+        if self._input_sums() != self._sums:
+            # Everything checked and timed after this would be on other data.
+            raise DeviceLostError("out_of_bounds", f"it changed its inputs at M = {M}")
+
+    def _check_on_all(self, config: KernelConfig, M: int, layout: ScaleLayout) -> float:
+        """The error on the random data, once the candidate is right on these and on the integers."""
+        error = self._check_once(config, self._matrix, M, layout)
+        if self._integers is not None:
+            self._check_once(config, self._integers, M, layout)
+        return error
+
+    def _check_once(self, config: KernelConfig, matrix: Matrix, M: int, layout: ScaleLayout) -> float:
+        from tilelang_gemm_wrapper.core.workload import compare
+
+        torch, C = self._torch, self._C
         C.fill_(torch.nan)
         out = C[GUARD_ROWS : GUARD_ROWS + M]
-        self._launch(config, M, out, layout, 0)
+        self._launch(config, matrix, M, out, layout)
         torch.cuda.synchronize()
         if not (C[:GUARD_ROWS].isnan().all() and C[GUARD_ROWS + M :].isnan().all()):
             raise CandidateError("out_of_bounds", f"it wrote outside its {M} rows of C")
-        deviation = error(out, matrix.reference[:M])
-        if not deviation <= MAX_ERROR:
-            raise CandidateError("wrong", f"error {deviation:.3g} at M = {M}, above {MAX_ERROR:g}")
+        comparison = compare(out, matrix.expected.first(M))
+        why_wrong = comparison.why_wrong()
+        if why_wrong is not None:
+            raise CandidateError("wrong", f"at M = {M} {why_wrong}")
         first = out.clone()
         out.fill_(torch.nan)
-        self._launch(config, M, out, layout, 0)
+        self._launch(config, matrix, M, out, layout)
         if not torch.equal(out, first):
             raise CandidateError("not_repeatable", f"two runs on the same data differ at M = {M}")
-        return deviation
+        return comparison.error
 
     def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float, rounds: int) -> list[Timed]:
         """Time candidates that `check` has passed, interleaved, on cold weights and column-major scales."""
@@ -164,7 +187,7 @@ class GpuBench:
         N, K = matrix.N, matrix.K
         out = self._C[GUARD_ROWS : GUARD_ROWS + M]
         calls = {
-            str(position): lambda i, config=config: self._launch(config, M, out, "column_tma", i)
+            str(position): lambda i, config=config: self._launch(config, matrix, M, out, "column_tma", i)
             for position, config in enumerate(configs)
         }
         try:
@@ -196,27 +219,32 @@ class GpuBench:
             raise CandidateError("error", why)
         return backend.gemm
 
-    def _launch(self, config: KernelConfig, M: int, out: Any, layout: ScaleLayout, copy: int) -> None:
+    def _launch(
+        self, config: KernelConfig, matrix: Matrix, M: int, out: Any, layout: ScaleLayout, copy: int = 0
+    ) -> None:
         kernel = self._kernels.get(config)
         if kernel is None:
             kernel = self._kernels[config] = self.launcher(config)
-        kernel(self._matrix.A[:M], self._scale(layout, M), *self._matrix.weights[copy], out)
+        kernel(matrix.A[:M], self._scale(matrix, layout, M), *matrix.weights[copy], out)
 
-    def _scale(self, layout: ScaleLayout, M: int) -> Any:
+    def _scale(self, matrix: Matrix, layout: ScaleLayout, M: int) -> Any:
         """The first M tokens' scales, laid out for just these: DeepGEMM copies what has another stride."""
         from tilelang_gemm_wrapper.quantize import convert_scale_layout
 
-        scale = self._scales.get((layout, M))
+        key = id(matrix), layout, M
+        scale = self._scales.get(key)
         if scale is None:
-            scale = convert_scale_layout(self._matrix.A_scale[:M], layout)
-            self._scales[layout, M] = scale
+            scale = self._scales[key] = convert_scale_layout(matrix.A_scale[:M], layout)
         return scale
 
     def _input_sums(self) -> tuple[int, ...]:
         """Sums over the bits of all that the checked launches read: a stray write shows."""
-        matrix, torch = self._matrix, self._torch
-        tensors = (matrix.A, matrix.A_scale, *matrix.weights[0])
-        return tuple(int(t.view(torch.uint8).sum(dtype=torch.int64).item()) for t in tensors)
+        return tuple(
+            int(t.view(self._torch.uint8).sum(dtype=self._torch.int64).item())
+            for matrix in (self._matrix, self._integers)
+            if matrix is not None
+            for t in (matrix.A, matrix.A_scale, *matrix.weights[0])
+        )
 
     def _classified(self, problem: Exception) -> CandidateError:
         """The class of what a candidate raised, and whether the CUDA context survived it."""

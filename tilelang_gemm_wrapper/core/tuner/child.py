@@ -25,6 +25,7 @@ from tilelang_gemm_wrapper.core import child_process
 from tilelang_gemm_wrapper.core.compile_cache import worker_environment
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.tuner.bench import Timed, measure
 from tilelang_gemm_wrapper.core.tuner.records import FailureKind
 
@@ -237,7 +238,7 @@ def _serve(bench_name: str) -> None:
         bench = getattr(import_module(module), name)()
         say(device=asdict(bench.device()), environment=bench.environment())
     except Exception as problem:
-        say(fatal=f"{type(problem).__name__}: {problem}")
+        say(fatal=first_line(problem))
         return
     for line in sys.stdin:
         request = json.loads(line)
@@ -245,7 +246,7 @@ def _serve(bench_name: str) -> None:
             try:
                 say(opened=bench.open(*request["open"]))
             except Exception as problem:
-                say(fatal=f"{type(problem).__name__}: {problem}")
+                say(fatal=first_line(problem))
                 return
         else:
             configs = [KernelConfig(**fields) for fields in request["measure"]]

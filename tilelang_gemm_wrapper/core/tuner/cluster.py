@@ -20,6 +20,7 @@ from tilelang_gemm_wrapper.core.compile_cache import (
     CompileWorker,
 )
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.tuner.child import (
     GPU_BENCH,
     Child,
@@ -185,7 +186,7 @@ class Cluster:
         except ShapeSetupError as problem:
             self._events.put(ShapeFailed(gpu, request, str(problem)))
         except Exception as problem:  # a thread that died silently would leave the driver waiting for ever
-            self._events.put(GpuLost(gpu, request, f"{type(problem).__name__}: {problem}"))
+            self._events.put(GpuLost(gpu, request, first_line(problem)))
 
     def _compile(self, compiler: Compiler) -> None:
         jobs = self._jobs[compiler.node]
@@ -207,5 +208,5 @@ class Cluster:
             except Exception as problem:
                 if self._closed:
                     return
-                failure = CompileFailure(job, f"{type(problem).__name__}: {problem}")
+                failure = CompileFailure(job, first_line(problem))
             self._events.put(Compiled(compiler.node, job, failure))

@@ -16,6 +16,7 @@ from tilelang_gemm_wrapper.core.config_file import (
     write_config_file,
 )
 from tilelang_gemm_wrapper.core.config_loader import choose
+from tilelang_gemm_wrapper.core.default_choice import continued
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.tuner.effort import Effort
 from tilelang_gemm_wrapper.core.tuner.entries import choose_entries, kept_m, merged
@@ -32,9 +33,10 @@ class Tables:
         self._effort = effort
 
     def choices(self, N: int, K: int, device: Device) -> tuple[tuple[int, KernelConfig], ...]:
-        """What the file in place gives each M; nothing where there is no file, or no usable entry."""
+        """What a call of each M runs with the file in place; nothing where none is, or no usable entry."""
         entries, _ = _in_place(self._path(N, K, device), N, K, device)
-        chosen = ((M, choose(entries, M)) for M in self._m_values)
+        serving = continued(entries, N, K, device)
+        chosen = ((M, choose(serving, M)) for M in self._m_values)
         return tuple((M, entry.config) for M, entry in chosen if entry is not None)
 
     def write(
