@@ -257,7 +257,7 @@ def _environment() -> str:
         try:
             read()
             rows.append((name, repr(os.environ[name]), ""))
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter for a ~ where there is no home
             rows.append((name, repr(os.environ[name]), f"WRONG: {error}"))
     rows += [(name, repr(os.environ[name]), "") for name in OTHER_VARIABLES if name in os.environ]
     return columns(rows) or "  none of the variables that matter here is set"

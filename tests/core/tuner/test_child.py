@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from processes import is_running, wait_until
 
+from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core import kernel_cache
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.tuner.child import (
     Child,
@@ -175,3 +177,16 @@ def test_a_hung_child_does_not_outlive_its_killed_parent(simulate: Simulate) -> 
     parent.kill()
     parent.wait()
     wait_until(lambda: not is_running(pid))
+
+
+def test_it_finds_kernels_where_the_compilers_leave_them(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where a temporary directory of this session stands in: the child has a session of its own."""
+    simulate()
+    monkeypatch.setattr(kernel_cache, "_in_use", {Path("/dev/null/cache"): tmp_path})
+    monkeypatch.setenv(configurer.CACHE_DIR, "/dev/null/cache")
+    with child() as it:
+        assert it._process is not None
+        environment = Path(f"/proc/{it._process.pid}/environ").read_bytes().split(b"\0")
+        assert f"{configurer.CACHE_DIR}={tmp_path}".encode() in environment
