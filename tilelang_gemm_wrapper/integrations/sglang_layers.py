@@ -26,16 +26,11 @@ class Layer:
 
     holder: Any  # SGLang's method or scheme
     method: str  # the holder's method that computes the layer
-    weight: torch.Tensor  # (N, K), after SGLang's own preparation
+    shape: Shape  # (N, K)
+    weight: torch.Tensor  # after SGLang's own preparation, which may have packed it
     weight_scale: torch.Tensor
     block_size: list[int]
     activations: torch.dtype
-
-    @property
-    def shape(self) -> Shape:
-        """(N, K)."""
-        N, K = self.weight.shape
-        return N, K
 
     def why_not(self) -> str | None:
         """Why no call of this layer is ours, or None: asked of a call as SGLang will make it."""
@@ -46,7 +41,7 @@ class Layer:
             return "the checkpoint's scales are UE8M0 (powers of two), and so have the activations' to be"
         linear = getattr(self.holder, LINEAR)
         return why_call_unfit(
-            input=torch.empty((1, self.weight.shape[-1]), dtype=self.activations, device="meta"),
+            input=torch.empty((1, self.shape[1]), dtype=self.activations, device="meta"),
             weight=self.weight,
             block_size=self.block_size,
             weight_scale=self.weight_scale,
@@ -82,7 +77,17 @@ def block_fp8_layers(model: torch.nn.Module, default: torch.dtype = torch.bfloat
                 continue
             if isinstance(weight, torch.Tensor) and isinstance(scale, torch.Tensor) and weight.dim() == 2:
                 dtype = getattr(module, "orig_dtype", None) or getattr(module, "params_dtype", None)
-                yield Layer(holder, method, weight, scale, list(block_size), dtype or default)
+                shape = _shape(module, weight)
+                yield Layer(holder, method, shape, weight, scale, list(block_size), dtype or default)
+
+
+def _shape(module: torch.nn.Module, weight: torch.Tensor) -> Shape:
+    """(N, K) of the weight that calls will have; of one that is packed, what it stood for."""
+    N, K = weight.shape
+    if weight.dtype is not torch.float8_e4m3fn:
+        N = getattr(module, "output_size_per_partition", N)
+        K = getattr(module, "input_size_per_partition", K)
+    return N, K
 
 
 def _block_size(holder: Any) -> list[int] | None:
