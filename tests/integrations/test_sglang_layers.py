@@ -90,6 +90,7 @@ def test_each_layer_is_judged_by_itself(scheduler, group, hopper, told):
     odd, small = layer(100, K), layer(weight_block_size=[32, 32])
     marlin = layer()
     marlin.quant_method.use_marlin = True
+    marlin.weight = torch.nn.Parameter(torch.zeros(K // 16, N * 4, dtype=torch.int32), requires_grad=False)
     packed = layer()
     packed.weight_scale_inv.data = packed.weight_scale_inv.data.int()
     broken = layer(2 * N, K)
@@ -104,6 +105,7 @@ def test_each_layer_is_judged_by_itself(scheduler, group, hopper, told):
     for reason in reasons:
         [line] = [line for _, line in rest if reason in line]
         assert line.startswith("SGLang's own GEMM runs 1 block-FP8 layer (N=")
+        assert f"(N={N}, K={K})" in line or reason not in ("Marlin", "torch.int32")
     assert len(rest) == len(reasons)
 
 

@@ -23,6 +23,10 @@ from tilelang_gemm_wrapper.integrations.sglang_layers import largest_m, why_weig
 # ---- rows
 
 
+def prefill_graphs(backend, rows):
+    return SimpleNamespace(prefill=SimpleNamespace(backend=backend, max_bs=rows))
+
+
 @pytest.mark.parametrize(
     ("settings", "m_max"),
     [
@@ -48,6 +52,18 @@ from tilelang_gemm_wrapper.integrations.sglang_layers import largest_m, why_weig
             16384,
         ),
         ({"chunked_prefill_size": 4096, "enable_dynamic_chunking": True, "pp_size": 1}, 4096),
+        # graphs of prefill that are larger than a chunk
+        ({"chunked_prefill_size": 2048, "piecewise_cuda_graph_max_tokens": 4096}, 4096),
+        (
+            {
+                "chunked_prefill_size": 2048,
+                "piecewise_cuda_graph_max_tokens": 4096,
+                "disable_piecewise_cuda_graph": True,
+            },
+            2048,
+        ),
+        ({"chunked_prefill_size": 2048, "cuda_graph_config": prefill_graphs("breakable", 4096)}, 4096),
+        ({"chunked_prefill_size": 2048, "cuda_graph_config": prefill_graphs("disabled", 4096)}, 2048),
         # data-parallel attention: the settings are a rank's, but max_running_requests
         ({"chunked_prefill_size": 1024, "enable_dp_attention": True, "dp_size": 8, "tp_size": 8}, 8192),
         ({"chunked_prefill_size": 1024, "attn_dp_size": 8, "dp_size": 1, "tp_size": 8}, 8192),

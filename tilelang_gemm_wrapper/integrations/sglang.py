@@ -34,6 +34,7 @@ from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.device import device_of
 from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.integrations import preparation, sglang_layers
+from tilelang_gemm_wrapper.integrations.block_fp8_linear import Shape
 from tilelang_gemm_wrapper.integrations.sglang_layers import LINEAR, Layer
 
 logger = logging.getLogger(__name__)
@@ -154,19 +155,29 @@ def _serve(layers: Sequence[Layer], settings: Any, runner: Any) -> None:
     for layer, why in zip(layers, reasons, strict=True):
         if why is None:
             layer.serve(served, logged)
-    if not speaks:
-        return
-    name = type(runner.model).__name__
+    if speaks:
+        counted = [(layer.shape, why) for layer, why in zip(layers, reasons, strict=True)]
+        _report(ready, counted, moving, type(runner.model).__name__, group.world_size)
+
+
+def _report(
+    ready: preparation.Preparation,
+    layers: Sequence[tuple[Shape, str | None]],
+    moving: str | None,
+    model: str,
+    ranks: int,
+) -> None:
+    """layers: as of `preparation.account`. moving: why static weights are off, if SGLang moves weights."""
     if not layers:
-        logger.warning("The tilelang backend has nothing to do: %s has no block-quantized FP8 layer", name)
+        logger.warning("The tilelang backend has nothing to do: %s has no block-quantized FP8 layer", model)
         return
-    shapes = [layer.shape for layer in layers]
-    for line in preparation.account(ready, list(zip(shapes, reasons, strict=True)), "SGLang", name):
-        logger.log(logging.INFO if served else logging.WARNING, "%s", line)
-    if served and moving:
+    active = any(why is None for _, why in layers)
+    for line in preparation.account(ready, layers, "SGLang", model):
+        logger.log(logging.INFO if active else logging.WARNING, "%s", line)
+    if active and moving:
         logger.info("Static weights are off: %s", moving)
-    if served and group.world_size > 1:
-        logger.info("All %d tensor-parallel ranks chose the same kernels", group.world_size)
+    if active and ranks > 1:
+        logger.info("All %d tensor-parallel ranks chose the same kernels", ranks)
 
 
 def _agreed(ready: preparation.Preparation, group: Any) -> preparation.Preparation:

@@ -26,16 +26,11 @@ class Layer:
 
     holder: Any  # SGLang's method or scheme
     method: str  # the holder's method that computes the layer
-    weight: torch.Tensor  # (N, K), after SGLang's own preparation
+    shape: Shape  # (N, K)
+    weight: torch.Tensor  # after SGLang's own preparation, which may have packed it
     weight_scale: torch.Tensor
     block_size: list[int]
     activations: torch.dtype
-
-    @property
-    def shape(self) -> Shape:
-        """(N, K)."""
-        N, K = self.weight.shape
-        return N, K
 
     def why_not(self) -> str | None:
         """Why no call of this layer is ours, or None: asked of a call as SGLang will make it."""
@@ -46,7 +41,7 @@ class Layer:
             return "the checkpoint's scales are UE8M0 (powers of two), and so have the activations' to be"
         linear = getattr(self.holder, LINEAR)
         return why_call_unfit(
-            input=torch.empty((1, self.weight.shape[-1]), dtype=self.activations, device="meta"),
+            input=torch.empty((1, self.shape[1]), dtype=self.activations, device="meta"),
             weight=self.weight,
             block_size=self.block_size,
             weight_scale=self.weight_scale,
@@ -82,7 +77,17 @@ def block_fp8_layers(model: torch.nn.Module, default: torch.dtype = torch.bfloat
                 continue
             if isinstance(weight, torch.Tensor) and isinstance(scale, torch.Tensor) and weight.dim() == 2:
                 dtype = getattr(module, "orig_dtype", None) or getattr(module, "params_dtype", None)
-                yield Layer(holder, method, weight, scale, list(block_size), dtype or default)
+                shape = _shape(module, weight)
+                yield Layer(holder, method, shape, weight, scale, list(block_size), dtype or default)
+
+
+def _shape(module: torch.nn.Module, weight: torch.Tensor) -> Shape:
+    """(N, K) of the weight that calls will have; of one that is packed, what it stood for."""
+    N, K = weight.shape
+    if weight.dtype is not torch.float8_e4m3fn:
+        N = getattr(module, "output_size_per_partition", N)
+        K = getattr(module, "input_size_per_partition", K)
+    return N, K
 
 
 def _block_size(holder: Any) -> list[int] | None:
@@ -136,23 +141,42 @@ def largest_m(settings: Any) -> int:
     MLPs, shared experts) get the rows of all ranks, each padded for tensor-parallel attention.
     """
     ranks = attention_ranks(settings)
-    prefill = _number(settings, "chunked_prefill_size")
-    if not prefill:
-        prefill = max(_number(settings, "max_prefill_tokens"), _number(settings, "context_length"))
-    elif getattr(settings, "enable_dynamic_chunking", False) and _number(settings, "pp_size") > 1:
-        prefill = max(-(-5 * prefill // 4), _number(settings, "max_prefill_tokens"))
-    decode_graphs = getattr(getattr(settings, "cuda_graph_config", None), "decode", None)
+    prefill = max(_prefill_rows(settings), _prefill_graph_rows(settings))
     requests = max(
         _number(settings, "max_running_requests") // ranks,  # of the server; all else is a rank's
         _number(settings, "cuda_graph_max_bs"),
         _number(settings, "cuda_graph_max_bs_decode"),
-        _number(decode_graphs, "max_bs"),
+        _number(_graphs(settings, "decode"), "max_bs"),
     )
     rows = max(1, prefill + requests * max(1, _number(settings, "speculative_num_draft_tokens")))
     if ranks > 1:
         padding = max(1, _number(settings, "tp_size") // ranks)
         rows = ranks * padding * -(-rows // padding)
     return rows
+
+
+def _prefill_rows(settings: Any) -> int:
+    chunk, most = _number(settings, "chunked_prefill_size"), _number(settings, "max_prefill_tokens")
+    if not chunk:
+        return max(most, _number(settings, "context_length"))
+    if getattr(settings, "enable_dynamic_chunking", False) and _number(settings, "pp_size") > 1:
+        return max(-(-5 * chunk // 4), most)  # SGLang measures with chunks of 1.25, and may choose any
+    return chunk
+
+
+def _prefill_graph_rows(settings: Any) -> int:
+    """The rows of the largest graph of prefill: a capture that meets a kernel not yet compiled fails."""
+    graphs = _graphs(settings, "prefill")
+    if graphs is not None:
+        return 0 if getattr(graphs, "backend", "disabled") == "disabled" else _number(graphs, "max_bs")
+    if getattr(settings, "disable_piecewise_cuda_graph", False):  # of older releases
+        return 0
+    return _number(settings, "piecewise_cuda_graph_max_tokens")
+
+
+def _graphs(settings: Any, phase: str) -> Any:
+    """SGLang's record of a phase's CUDA graphs, of newer releases."""
+    return getattr(getattr(settings, "cuda_graph_config", None), phase, None)
 
 
 def attention_ranks(settings: Any) -> int:
