@@ -98,6 +98,11 @@ def test_refused_options(options, error, match):
         (X[:, :0], ValueError, r"x has shape \(6, 0\), expected \(\.\.\., K\) with K from 1"),
         (torch.tensor(1.0), ValueError, r"x has shape \(\), expected \(\.\.\., K\)"),
         (torch.empty(9, 9, 9, 256)[::2, ::2, ::2], ValueError, "lie in more than two strides"),
+        (
+            X[:1].repeat(1, 128).expand(1 << 20, -1),
+            ValueError,
+            "is 268435456 groups .*: quantize it in parts",
+        ),
         (X.to("meta"), ValueError, "x is on meta, expected the CPU or a CUDA device"),
     ],
 )

@@ -30,7 +30,8 @@ from ..arguments import (
 from ..backends import Backend
 from ..custom_op import define, is_tracing
 
-LONGEST = 2**31 - 1  # columns: kernels count them in int32
+LONGEST = 2**31 - 1  # columns: kernels count them in int32,
+MOST_GROUPS = 2**27 - 1  # and in a group up to 16 chunks
 
 
 def per_token_group_quant_fp8(
@@ -85,6 +86,7 @@ def _quantize_plain(
     """`_quantize` in half the host's time, which an engine spends before each layer outside a graph."""
     K = x.shape[-1]
     M, groups = x.numel() // K, K // GROUP
+    _check_size(x, M * groups)
     q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale, memory = scale_and_memory(M, groups, scale_layout, x.device)
     module = backends.implementation(
@@ -92,6 +94,14 @@ def _quantize_plain(
     )
     module.launch_contiguous(x, q, scale, memory, rounding)
     return q, scale
+
+
+def _check_size(x: torch.Tensor, groups: int) -> None:
+    if groups > MOST_GROUPS:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, which is {groups} groups of {GROUP} columns; expected at most "
+            f"{MOST_GROUPS}: quantize it in parts"
+        )
 
 
 def _checked(x: torch.Tensor) -> torch.Tensor:
@@ -150,8 +160,10 @@ def _quantize(
     *,
     silu_mul: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    M, groups = x.numel() // x.shape[-1], -(-K // GROUP)
+    _check_size(x, M * groups)
     q = empty_fp8((*x.shape[:-1], K), x.device)
-    scale = empty_scale(q.numel() // K, -(-K // GROUP), scale_layout, x.device)
+    scale = empty_scale(M, groups, scale_layout, x.device)
     call = torch.ops.tilelang_gemm.quant_fp8 if is_tracing(x) else _launch
     call(x, q, scale, silu_mul, rounding, backend)
     return q, scale

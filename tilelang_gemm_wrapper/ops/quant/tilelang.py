@@ -137,7 +137,8 @@ def tile_of(M: int, K: int, silu_mul: bool) -> Tile:
 
 def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding) -> None:
     """As `ops.quant.reference.launch`."""
-    launch_tile(x, q, scale, silu_mul, rounding, tile_of(*q.shape, silu_mul))
+    M, K = q.shape
+    launch_tile(x, q, scale, silu_mul, rounding, tile_of(M, K, silu_mul))
 
 
 def launch_contiguous(
