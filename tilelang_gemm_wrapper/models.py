@@ -81,9 +81,9 @@ def weight_shapes(
     `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, then on the hub,
     which gives headers alone and which `offline` leaves out, then among the shipped shape files), or the
     short name of a shipped file, such as "qwen3-4b". With `ep` the engine distributes the routed experts over
-    that many groups of ranks, and divides an expert over the tp / ep ranks of a group alone. ValueError where
-    there is no such model (with all that was tried), where it is not FP8 in blocks of 128 x 128, or where `tp`
-    ranks cannot divide it (with the tp that fit).
+    that many groups of ranks, and divides an expert over the tp / ep ranks of a group alone. ValueError
+    where there is no such model (with all that was tried), where it is not FP8 in blocks of 128 x 128, or
+    where `tp` ranks cannot divide it (with the tp that fit).
     """
     for name, value in (("tp", tp), ("ep", ep)):
         if type(value) is not int or value < 1:  # not isinstance: True is an int to Python
@@ -99,10 +99,8 @@ def listing(shapes: ModelShapes) -> str:
         ("N", "K", "layers"),
         *((str(N), str(K), ", ".join(names)) for (N, K), names in shapes.layers.items()),
     ]
-    ep = f", ep {shapes.ep}" if shapes.ep > 1 else ""
-    lines = [
-        f"{shapes.model} at tp {shapes.tp}{ep}: {len(shapes.layers)} shapes on each rank, from {shapes.source}"
-    ]
+    ranks = f"tp {shapes.tp}" + (f", ep {shapes.ep}" if shapes.ep > 1 else "")
+    lines = [f"{shapes.model} at {ranks}: {len(shapes.layers)} shapes on each rank, from {shapes.source}"]
     lines += [f"{N:>8} {K:>8}  {names}" for N, K, names in rows]
     lines += [f"Not covered: {sentence}." for sentence in shapes.not_covered]
     return "\n".join(lines)
@@ -142,21 +140,19 @@ def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int, ep: int = 1) -> Mo
 
 
 def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:
-    """ValueError where an engine refuses a layer on `tp` ranks, of which `ep` share the routed experts out."""
+    """ValueError where an engine refuses a layer on `tp` ranks that share out the experts `ep` ways."""
     for linear, module in found.linears.items():
         why = why_indivisible(linear, tp)
         if why is not None:
-            fitting = _list_of_tp([*found.linears, *found.experts])
             raise ValueError(
-                f"{model} cannot run at tp {tp}: {_described(linear, module)}: {why}. {_advice(fitting)}"
+                f"{model} cannot run at tp {tp}: {_described(linear, module)}: {why}. {_advice(found)}"
             )
     for linear, module in found.experts.items():
         why = why_indivisible(linear, tp // ep)
         if why is not None:
-            fitting = _list_of_tp([*found.linears, *found.experts])
             raise ValueError(
                 f"{model} cannot run at tp {tp}: routed experts, {_described(linear, module)}: {why}"
-                f"{_with_expert_parallelism(found, tp)}. {_advice(fitting)}"
+                f"{_with_expert_parallelism(found, tp)}. {_advice(found)}"
             )
 
 
@@ -183,7 +179,8 @@ def _list_of_tp(linears: Iterable[Linear]) -> str:
     )
 
 
-def _advice(fitting: str) -> str:
+def _advice(found: ModelLinears) -> str:
+    fitting = _list_of_tp([*found.linears, *found.experts])
     if not fitting:
         return f"No tp up to {_TRIED_TP} fits; take another checkpoint"
     return f"The tp that fit: {fitting}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 from .roles import towers_of
@@ -82,20 +83,23 @@ def layer_of(module: str) -> int | None:
 
 def numbers_of(section: Section, layer: int | None) -> HeadNumbers:
     """The heads of `layer` by `section`: its own entries of lists, then those of all layers, then others'."""
-    found: dict[str, list[tuple[int, int]]] = {
+    found: dict[str, list[tuple[int, Any]]] = {  # (order, number)
         name: [] for name in ("query", "key_value", "index", "dimensions", "value_dimensions")
     }
     for depth, key, value in _leaves(section.fields):
         name = _kind_of(key)
         if name is None:
             continue
-        if isinstance(value, list) and layer is not None and layer < len(value) and _is_count(value[layer]):
-            found[name].append((-1, value[layer]))
-        elif _is_count(value):
+        if isinstance(value, list):  # an entry for each layer
+            own = value[layer : layer + 1] if layer is not None else []
+            found[name] += [(-1, count) for count in own] + [(depth + 2, count) for count in value]
+        else:
             found[name].append((depth if key in _MAIN_FIELDS else depth + 1, value))
     ordered = {
-        name: tuple(dict.fromkeys(value for _, value in sorted(values, key=lambda pair: pair[0])))
-        for name, values in found.items()
+        name: tuple(
+            dict.fromkeys(count for _, count in sorted(counts, key=itemgetter(0)) if _is_count(count))
+        )
+        for name, counts in found.items()
     }
     if not ordered["dimensions"] and ordered["query"] and section.hidden_size:
         head, left = divmod(section.hidden_size, ordered["query"][0])
@@ -120,7 +124,7 @@ def match_heads(numbers: HeadNumbers, query_rows: int | None, key_rows: int | No
         and query_rows // query in (key_rows // heads, 2 * key_rows // heads)
     ]
     if matches:
-        _, query, heads = max(matches, key=lambda match: match[0])  # the first of the best
+        _, query, heads = max(matches, key=itemgetter(0))  # the first of the best
         return query, heads
     query = _dividing(numbers, query_rows)
     if query_rows % query == 0 and key_rows % (query_rows // query) == 0:

@@ -13,7 +13,7 @@ Split = Literal["column", "row", "replicated"]
 class Heads:
     """What a part's rows consist of and no rank cuts: `count` heads of one size."""
 
-    kind: str  # "query", "key-value", ...: for messages
+    kind: str  # "query heads", "key-value heads", "state-space groups": for messages
     count: int | None  # None where config.json does not tell
     copied: bool = False  # ranks beyond `count` hold a copy of a head instead of nothing
     unknown: str = ""  # why `count` is None, as a clause

@@ -3,8 +3,8 @@
 The rules are SGLang's; `roles.py` has the names, `parallel.py` what ranks make of a layer:
 
 - Weights of one module that read the same input become one layer (`MERGES`), and must have one dtype.
-- A merged layer without the values' weight (`v_proj`) takes the keys' for both: full attention in which K is V.
-  Layers that read another layer's keys and values (`num_kv_shared_layers`) are built with them all the same.
+- Attention without the values' weight (`v_proj`) takes the keys' for both: there, K is V. Layers that read
+  another layer's keys and values (`num_kv_shared_layers`) are built with them all the same.
 - Ranks divide attention by heads and copy key-value heads where there are fewer than ranks. Where values have
   heads of another size than keys, and where the checkpoint's scales are of shards, no rank's share need be
   whole blocks of 128: the engine takes these layers as they come.
@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint, Tensor
 from .heads import NO_SECTION, Section, layer_of, section_for, sections_of
 from .layer import Linear, Part
 from .parts import Module, parts_of
-from .roles import FUSED_GATE_UP, MERGES, ROLES, Merge, role_of
+from .roles import KEY_VALUE, MERGES, ROLES, Merge, role_of
 from .weights import EXPERT, Weights, weights_of
 
 _QKV = next(merge for merge in MERGES if merge.name == "qkv_proj")
@@ -131,8 +131,8 @@ def _leaves_to_merge(merge: Merge, rest: list[str], module: Module, weights: Wei
         other = weights.others.get(f"{module.path}.{leaf}")
         if other is not None:
             raise ValueError(
-                f"{module.path} has {present[0]} in {FP8} and {leaf} in {other.dtype}; engines merge them into "
-                f"{merge.name} and need one dtype. Take a checkpoint that quantises both or neither"
+                f"{module.path} has {present[0]} in {FP8} and {leaf} in {other.dtype}; engines merge them "
+                f"into {merge.name} and need one dtype. Take a checkpoint that quantises both or neither"
             )
     if present == list(merge.leaves):
         return merge.leaves
@@ -156,7 +156,7 @@ def _linear(name: str, leaves: tuple[str, ...], module: Module, weights: Weights
 
 
 def _has_values_of_another_size(parts: tuple[Part, ...]) -> bool:
-    of_heads = [part.rows for part in parts if part.heads is not None and part.heads.kind == "key-value"]
+    of_heads = [part.rows for part in parts if part.heads is not None and part.heads.kind == KEY_VALUE]
     return len(of_heads) == 2 and of_heads[0] != of_heads[1]
 
 
@@ -180,16 +180,16 @@ def _with_shared_keys(module: Module, weights: Weights) -> Module:
 
 def _lacks_values(module: Module) -> bool:
     """Whether attention has keys and no values, and no `attention_k_eq_v` in the config that says why."""
-    query_and_key = set(_QKV.leaves[:2])
-    return module.leaves & set(_QKV.leaves) == query_and_key and not module.section.fields.get(
-        "attention_k_eq_v"
-    )
+    query, key, value = _QKV.leaves
+    lacks = module.leaves & {query, key, value} == {query, key}
+    return lacks and not module.section.fields.get("attention_k_eq_v")
 
 
 def _one_expert(leaf: str, stacked: Tensor, section: Section) -> Tensor:
     """(N, K) of one expert among all of a layer, which some models store transposed."""
     _, N, K = stacked.shape
-    reads_hidden = leaf in FUSED_GATE_UP or "down" not in leaf and leaf != "w2"
+    role = ROLES.get(leaf)
+    reads_hidden = role is None or role.split == "column"
     of_hidden, other = (K, N) if reads_hidden else (N, K)
     transposed = other == section.hidden_size != of_hidden
     return Tensor(stacked.dtype, (K, N) if transposed else (N, K))
@@ -198,8 +198,8 @@ def _one_expert(leaf: str, stacked: Tensor, section: Section) -> Tensor:
 def _without_checks_of_shared_experts(linears: Mapping[Linear, str]) -> dict[Linear, str]:
     """`linears`, of which shared experts beside stacked ones are listed at any width.
 
-    Where the experts of a layer are one tensor, engines distribute or cut the layer's experts as they are told
-    to at their start, which a checkpoint does not show. What is amiss with these is said, not refused.
+    Where a layer's experts are one tensor, its experts may be distributed or cut, as the engine is told at
+    its start. The checkpoint does not show which. What is amiss with these is said (`notes.py`), not refused.
     """
     return {
         replace(linear, whole_blocks=linear.whole_blocks and not is_shared_expert(linear)): module

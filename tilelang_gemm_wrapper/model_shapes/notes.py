@@ -20,7 +20,7 @@ _NAMED_AT_MOST = 8
 def not_covered(
     found: ModelLinears, tp: int, ep: int, fitting_tp: Callable[[Linear], str]
 ) -> tuple[str, ...]:
-    """Clauses on what the shapes of one of `tp` ranks leave out; `fitting_tp`: the ranks that a layer fits."""
+    """Clauses on what the shapes of one of `tp` ranks leave out; `fitting_tp`: the tp that a layer fits."""
     return (
         *_about_experts(found),
         *_about_experts_of_no_rank(found, tp // ep, fitting_tp),
@@ -57,8 +57,8 @@ def _about_experts_of_no_rank(
         why = why_indivisible(linear, tp)
         if why is not None:
             yield (
-                f"routed experts on {tp} ranks that share each expert, which SGLang refuses: {linear.leaf}: {why}. "
-                f"The tp that fit them: {fitting_tp(linear)}; expert parallelism (ep) leaves them larger"
+                f"routed experts on {tp} ranks that share each of them, which SGLang refuses: {linear.leaf}: "
+                f"{why}; the tp that fit: {fitting_tp(linear)}; expert parallelism (ep) divides them less"
             )
             return
 
@@ -73,8 +73,8 @@ def _about_shared_experts(found: ModelLinears, tp: int, fitting_tp: Callable[[Li
         why = why_indivisible(strict, tp)
         if why is not None:
             yield (
-                f"whether a rank runs {linear.name}: {why}, which SGLang refuses where ranks divide it. "
-                f"The tp that fit it: {fitting_tp(strict)}"
+                f"whether any rank runs {linear.name}: {why}, which SGLang refuses where ranks divide it; "
+                f"the tp that fit: {fitting_tp(strict)}"
             )
 
 
@@ -82,8 +82,8 @@ def _about_assumptions(found: ModelLinears) -> Iterator[str]:
     if found.without_values:
         module = found.without_values[0]
         yield (
-            f"layers without v_proj, such as {module}: listed as if keys served as values, which config.json does "
-            f"not say (attention_k_eq_v)"
+            f"layers without v_proj, such as {module}: listed as if keys served as values, though "
+            f"config.json has no attention_k_eq_v"
         )
 
 
@@ -115,7 +115,8 @@ def _about_odd(found: ModelLinears) -> Iterator[str]:
     if found.weights.odd:
         name, tensor = next(iter(found.weights.odd.items()))
         count = len(found.weights.odd)
-        yield f"FP8 tensors that are no 2-D weight of a linear layer: {count}, such as {_sized(name, *tensor.shape)}"
+        example = _sized(name, *tensor.shape)
+        yield f"FP8 tensors that are no 2-D weight of a linear layer: {count}, such as {example}"
 
 
 def _about_other_dtypes(found: ModelLinears) -> Iterable[str]:

@@ -11,10 +11,8 @@ def why_indivisible(linear: Linear, tp: int) -> str | None:
     if linear.split == "row":
         unit = tp * BLOCK if linear.whole_blocks else tp
         if tp > 1 and linear.K % unit:
-            each = f"K = {linear.K} over {tp} ranks is {linear.K / tp:g} each"
-            return (
-                f"{each}, and not a multiple of {BLOCK}" if linear.whole_blocks else f"{each}, and not whole"
-            )
+            wanted = f"a multiple of {BLOCK}" if linear.whole_blocks else "a whole number"
+            return f"K = {linear.K} over {tp} ranks is {linear.K / tp:g} each, and not {wanted}"
         return None
     if linear.split == "replicated":
         ragged = [part for part in linear.parts[:-1] if part.rows % BLOCK]
@@ -59,9 +57,9 @@ def _why_heads_indivisible(part: Part, heads: Heads, tp: int) -> str | None:
     copied = heads.copied and tp > heads.count
     if tp % heads.count if copied else heads.count % tp:
         verb = "be copied to" if copied else "be divided over"
-        return f"its {heads.count} {heads.kind} heads cannot {verb} {tp} ranks evenly"
+        return f"its {heads.count} {heads.kind} cannot {verb} {tp} ranks evenly"
     if part.rows % heads.count:
-        return f"{part.name} has {part.rows} rows, which are not {heads.count} {heads.kind} heads of one size"
+        return f"{part.name} has {part.rows} rows, which are not {heads.count} {heads.kind} of one size"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The parts that a layer's rows consist of, for layers of one weight and for those that hold several merged."""
+"""The parts that a layer's rows consist of, of a weight that is one projection or holds several merged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from .checkpoint import Tensor
 from .heads import HeadNumbers, Section, layer_of, match_heads, numbers_of, split_fused
 from .layer import Heads, Part
-from .roles import FUSED_GATE_UP, FUSED_QKV, role_of
+from .roles import FUSED_GATE_UP, FUSED_QKV, INDEX, INDEX_KEY, KEY_VALUE, QUERY, role_of, towers_of
 
-_NO_HEADS = "config.json has no num_attention_heads"
+_NO_HEADS = "config.json has no num_attention_heads (a whole number) at any depth"
 # Fields of state-space layers, under each name that they go by.
 _MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads")
 _MAMBA_HEAD_DIM = ("mamba_head_dim", "mamba_d_head")
@@ -40,15 +40,20 @@ class Module:
         """The heads of `kind` in this module."""
         if kind is None:
             return None
-        if kind == "index key":
+        if kind == INDEX_KEY:
             return Heads(kind, 1, copied=True)
-        if kind == "index":
+        if kind == INDEX:
             count = self.numbers.index[0] if self.numbers.index else None
             return Heads(kind, count, copied=True, unknown="config.json has no number of index heads")
         query, key_value = self._query_and_key_value
-        if kind == "query":
-            return Heads(kind, query, unknown=_NO_HEADS)
-        return Heads(kind, key_value, copied=True, unknown=_NO_HEADS)
+        if kind == QUERY:
+            return Heads(kind, query, unknown=self.why_no_heads)
+        return Heads(kind, key_value, copied=True, unknown=self.why_no_heads)
+
+    @property
+    def why_no_heads(self) -> str:
+        tower = ", ".join(towers_of(self.path))
+        return f"config.json has no num_attention_heads for {tower}" if tower else _NO_HEADS
 
     def rows(self, *leaves: str) -> int | None:
         """The rows of the first of `leaves` that this module holds."""
@@ -68,10 +73,9 @@ class Module:
 
 def parts_of(leaf: str, module: Module) -> tuple[Part, ...]:
     """The parts that the weight `leaf` of `module` gives to a layer."""
-    split = _SPLITTERS.get(leaf)
     rows = module.weights[leaf].shape[0]
-    if split is not None:
-        return split(leaf, rows, module)
+    if leaf in _SPLITTERS:
+        return _SPLITTERS[leaf](leaf, rows, module)
     role = role_of(module.path, leaf, module.leaves)
     heads = role.heads if role and role.split == "column" else None
     return (Part(leaf, rows, module.heads(heads)),)
@@ -83,11 +87,12 @@ def _fused_qkv(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
         return (Part(leaf, rows),)
     parts = split_fused(module.numbers, rows)
     if parts is None:
-        unknown = f"none of its numbers of heads explains {rows} rows" if module.numbers.query else _NO_HEADS
-        return (Part(leaf, rows, Heads("query", None, unknown=unknown)),)
-    key_value = Heads("key-value", parts.key_value_heads, copied=True)
+        known = f"no numbers of heads in config.json explain {rows} rows"
+        unknown = known if module.numbers.query else module.why_no_heads
+        return (Part(leaf, rows, Heads(QUERY, None, unknown=unknown)),)
+    key_value = Heads(KEY_VALUE, parts.key_value_heads, copied=True)
     return (
-        Part("q_proj", parts.query_rows, Heads("query", parts.query_heads)),
+        Part("q_proj", parts.query_rows, Heads(QUERY, parts.query_heads)),
         Part("k_proj", parts.key_rows, key_value),
         Part("v_proj", parts.value_rows, key_value),
     )
@@ -103,8 +108,8 @@ def _linear_attention(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
     """Of in_proj_qkv, in_proj_z or both in one: keys and queries have the same heads, values and z too."""
     fields = module.section.fields
     values = _count(fields, "linear_num_value_heads")
-    keys = Heads("linear key", _count(fields, "linear_num_key_heads")) if values else None
-    value_heads = Heads("linear value", values) if values else None
+    keys = Heads("linear key heads", _count(fields, "linear_num_key_heads")) if values else None
+    value_heads = Heads("linear value heads", values) if values else None
     if leaf == "in_proj_z":
         return (Part("z", rows, value_heads),)
     of_values = _value_rows(module)
@@ -129,13 +134,15 @@ def _state_space(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
     if heads and groups and head_dim and state:
         width, of_groups = heads * head_dim, groups * state
         if rows == 2 * (width + of_groups) + heads:
-            by_head, by_group = Heads("state-space", heads), Heads("group of state-space", groups)
+            by_head, by_group = Heads("state-space heads", heads), Heads("state-space groups", groups)
             wide = (Part("gate", width, by_head), Part("x", width, by_head))
             return (*wide, Part("B", of_groups, by_group), Part("C", of_groups, by_group), Part("dt", heads))
     columns = module.weights[leaf].shape[1]
     if rows == 3 * columns and module.path.rpartition(".")[2] == "conv":
         return tuple(Part(name, columns) for name in ("B", "C", "x"))
-    return (Part(leaf, rows, Heads("state-space", None, unknown="config.json does not explain its rows")),)
+    return (
+        Part(leaf, rows, Heads("state-space heads", None, unknown="config.json does not explain its rows")),
+    )
 
 
 def _count(fields: Mapping[str, Any], *names: str) -> int | None:

@@ -17,7 +17,7 @@ from .layer import Split
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """How ranks share a layer; `heads`: "query", "key-value" or "index" where its rows are heads."""
+    """How ranks share a layer; `heads`: which heads its rows are, if they are heads."""
 
     split: Split
     heads: str | None = None
@@ -29,8 +29,11 @@ class Merge:
     leaves: tuple[str, ...]  # in the order of its rows
 
 
+QUERY, KEY_VALUE = "query heads", "key-value heads"
+INDEX, INDEX_KEY = "index heads", "index keys"  # of attention to chosen tokens
+
 _COLUMN, _ROW, _WHOLE = Role("column"), Role("row"), Role("replicated")
-_QUERY, _KEY_VALUE = Role("column", "query"), Role("column", "key-value")
+_QUERY, _KEY_VALUE = Role("column", QUERY), Role("column", KEY_VALUE)
 
 FUSED_QKV = ("qkv_proj", "query_key_value", "q_k_v_proj", "wqkv", "Wqkv", "W_pack", "c_attn", "qkv")
 FUSED_GATE_UP = ("gate_up_proj", "gate_and_up_proj", "input_linear", "dense_h_to_4h")
@@ -53,9 +56,9 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("q_b_proj", "wq_b"), _QUERY),
     **dict.fromkeys(("kv_b_proj", "wkv_b"), _QUERY),  # run in FP8 where attention is not absorbed: in prefill
     "index_qkv_proj": _COLUMN,
-    "index_q_proj": Role("column", "index"),
-    "index_k_proj": Role("column", "index key"),
-    "index_v_proj": Role("column", "index key"),
+    "index_q_proj": Role("column", INDEX),
+    "index_k_proj": Role("column", INDEX_KEY),
+    "index_v_proj": Role("column", INDEX_KEY),
     # Gates of the attention's output, a value or a vector for each query head.
     **dict.fromkeys(("g_proj", "o_gate", "z_proj", "attn_gate", "output_gate_proj", "linear_gate"), _QUERY),
     # Linear attention and state-space layers.
