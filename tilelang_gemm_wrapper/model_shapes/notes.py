@@ -58,7 +58,7 @@ def _about_experts_of_no_rank(
         if why is not None:
             yield (
                 f"routed experts on {tp} ranks that share each of them, which SGLang refuses: {linear.leaf}: "
-                f"{why}; the tp that fit: {fitting_tp(linear)}; expert parallelism (ep) divides them less"
+                f"{why}; the tp that fit: {fitting_tp(linear) or 'none'}; expert parallelism (ep) divides them less"
             )
             return
 
@@ -74,7 +74,7 @@ def _about_shared_experts(found: ModelLinears, tp: int, fitting_tp: Callable[[Li
         if why is not None:
             yield (
                 f"whether any rank runs {linear.name}: {why}, which SGLang refuses where ranks divide it; "
-                f"the tp that fit: {fitting_tp(strict)}"
+                f"the tp that fit: {fitting_tp(strict) or 'none'}"
             )
 
 
@@ -104,8 +104,8 @@ def _about_no_linear_calls(found: ModelLinears) -> Iterator[str]:
 def _about_scales(found: ModelLinears) -> Iterator[str]:
     if found.rounds_activations:
         yield (
-            "any of these layers in SGLang from 0.5.21 on, which runs them itself: quantization_config has "
-            "scale_fmt ue8m0, and these kernels' scales are no powers of two"
+            "any of these layers in SGLang from 0.5.21 on: quantization_config has scale_fmt ue8m0, for which it "
+            "runs a GEMM of its own"
         )
     elif found.weights.scaled_by_powers:
         yield f"scales in {POWERS_OF_TWO}, as the checkpoint has them: these kernels take float32"

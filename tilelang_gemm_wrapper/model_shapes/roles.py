@@ -116,7 +116,7 @@ NO_LINEAR_CALL: dict[str, str] = {
     "lm_head": _OUTPUT,
     "output": _OUTPUT,
     "embed_out": _OUTPUT,
-    "shared_head.head": _OUTPUT,
+    "head": _OUTPUT,
     "embed_tokens": _EMBEDDING,
     "word_embeddings": _EMBEDDING,
     "tok_embeddings": _EMBEDDING,

@@ -53,11 +53,9 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
 
 def _add(found: Weights, name: str, weight: Tensor, checkpoint: Checkpoint) -> None:
     module, leaf = _split(name)
-    parent = module.rpartition(".")[2]
-    for known in (leaf, f"{parent}.{leaf}"):
-        if known in NO_LINEAR_CALL:
-            found.no_linear_call[known] = (NO_LINEAR_CALL[known], weight)
-            return
+    if leaf in NO_LINEAR_CALL:
+        found.no_linear_call[leaf] = (NO_LINEAR_CALL[leaf], weight)
+        return
     scale = scale_of(name, weight, checkpoint.tensors)
     if is_of_shards(name, weight, scale, may_be_sharded=leaf in _MERGED_BY_RANKS):
         found.sharded.add((module, leaf))
