@@ -1,4 +1,4 @@
-"""Models of plain attention: fused, with shared or absent values, of other heads by layer, inside wrappers."""
+"""Models of plain attention: fused, with shared or absent values, other heads by layer, inside wrappers."""
 
 from __future__ import annotations
 

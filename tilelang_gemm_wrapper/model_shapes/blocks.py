@@ -33,19 +33,19 @@ def has_rounded_activations(config: Mapping[str, Any]) -> bool:
     return any(quantization.get("scale_fmt") == "ue8m0" for quantization in _quantizations(config))
 
 
-def scale_of(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The scales of the FP8 weight `name` among `tensors`; ValueError where it has none."""
+def scale_of(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """(last name, tensor) of the scales of the FP8 weight `name`; ValueError where `tensors` has none."""
     base = name.removesuffix("weight")
     for last_name in _SCALES:
         if base + last_name in tensors:
-            return tensors[base + last_name]
+            return last_name, tensors[base + last_name]
     raise ValueError(
         f"{name} of shape {weight.shape} is {FP8} without a scale; {_wanted(weight)}. Take a checkpoint "
         f"quantised in such blocks"
     )
 
 
-def is_of_shards(name: str, weight: Tensor, scale: Tensor, *, may_be_sharded: bool) -> bool:
+def is_of_shards(name: str, weight: Tensor, scale_name: str, scale: Tensor, *, may_be_sharded: bool) -> bool:
     """Whether `scale` is of shards of `weight`, each of its own blocks, instead of the weight's blocks.
 
     A checkpoint of merged projections may have been written by several ranks. Then each rank's share has
@@ -63,8 +63,8 @@ def is_of_shards(name: str, weight: Tensor, scale: Tensor, *, may_be_sharded: bo
         "; that is FP8 with a scale per tensor or row, for which these kernels are not made" if whole else ""
     )
     raise ValueError(
-        f"{name} of shape {weight.shape} has scales of shape {scale.shape}; {_wanted(weight)}{kind}. Take a "
-        f"checkpoint quantised in such blocks"
+        f"{name} of shape {weight.shape} has {scale_name} of shape {scale.shape}; {_wanted(weight)}{kind}. "
+        f"Take a checkpoint quantised in such blocks"
     )
 
 

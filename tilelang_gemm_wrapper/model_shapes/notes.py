@@ -47,7 +47,8 @@ def _about_experts(found: ModelLinears) -> Iterator[str]:
     count = f"{counts.pop()} in each" if len(counts) == 1 else f"{sum(layers.values())} in all"
     linears = sorted({*found.experts, *found.stacked_experts}, key=running_order)
     shapes = ", ".join(_sized(linear.leaf, linear.N, linear.K) for linear in linears)
-    yield f"routed experts ({count} of {len(layers)} layers), a grouped GEMM of its own: {shapes}, undivided"
+    of_layers = f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
+    yield f"routed experts ({count} of {of_layers}), a grouped GEMM of its own: {shapes}, undivided"
 
 
 def _about_experts_of_no_rank(
@@ -58,7 +59,8 @@ def _about_experts_of_no_rank(
         if why is not None:
             yield (
                 f"routed experts on {tp} ranks that share each of them, which SGLang refuses: {linear.leaf}: "
-                f"{why}; the tp that fit: {fitting_tp(linear) or 'none'}; expert parallelism (ep) divides them less"
+                f"{why}; the tp that fit: {fitting_tp(linear) or 'none'}; expert parallelism (ep) divides "
+                f"them less"
             )
             return
 
@@ -104,8 +106,8 @@ def _about_no_linear_calls(found: ModelLinears) -> Iterator[str]:
 def _about_scales(found: ModelLinears) -> Iterator[str]:
     if found.rounds_activations:
         yield (
-            "any of these layers in SGLang from 0.5.21 on: quantization_config has scale_fmt ue8m0, for which it "
-            "runs a GEMM of its own"
+            "any of these layers in SGLang from 0.5.21 on: quantization_config has scale_fmt ue8m0, for which "
+            "it runs a GEMM of its own"
         )
     elif found.weights.scaled_by_powers:
         yield f"scales in {POWERS_OF_TWO}, as the checkpoint has them: these kernels take float32"

@@ -56,8 +56,8 @@ def _add(found: Weights, name: str, weight: Tensor, checkpoint: Checkpoint) -> N
     if leaf in NO_LINEAR_CALL:
         found.no_linear_call[leaf] = (NO_LINEAR_CALL[leaf], weight)
         return
-    scale = scale_of(name, weight, checkpoint.tensors)
-    if is_of_shards(name, weight, scale, may_be_sharded=leaf in _MERGED_BY_RANKS):
+    scale_name, scale = scale_of(name, weight, checkpoint.tensors)
+    if is_of_shards(name, weight, scale_name, scale, may_be_sharded=leaf in _MERGED_BY_RANKS):
         found.sharded.add((module, leaf))
     if scale.dtype == POWERS_OF_TWO:
         found.scaled_by_powers.add(module)
