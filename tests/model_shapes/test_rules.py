@@ -79,6 +79,14 @@ def test_a_feed_forward_network_goes_by_many_names(shapes, leaves: str, name: st
     assert found.not_covered == ()
 
 
+def test_the_small_projections_of_linear_attention_are_merged_and_as_a_rule_too_small(shapes):
+    for weights in ({"in_proj_ba": 256}, {"in_proj_b": 128, "in_proj_a": 128}):
+        named = {f"{LAYER}.linear_attn.{name}": (rows, HIDDEN) for name, rows in weights.items()}
+        assert shapes(named).layers == {(256, HIDDEN): ("linear_attn.in_proj_ba",)}
+        with pytest.raises(ValueError, match=r"linear_attn\.in_proj_ba .* 64 of its 128 rows"):
+            shapes(named, 2)
+
+
 def test_a_layer_without_its_partner_is_divided_all_the_same(shapes):
     weights = {f"{LAYER}.mlp.up_proj": (2048, HIDDEN), f"{LAYER}.mlp.down_proj": (HIDDEN, 2048)}
     assert shapes(weights, 4).layers == {(512, HIDDEN): ("up_proj",), (HIDDEN, 512): ("down_proj",)}

@@ -208,7 +208,7 @@ def _without_checks_of_shared_experts(linears: Mapping[Linear, str]) -> dict[Lin
 
 
 def is_shared_expert(linear: Linear) -> bool:
-    return linear.parent.startswith(("share_expert", "shared_expert"))
+    return linear.parent.startswith(("share_expert", "shared_expert", "shared_mlp"))
 
 
 def label(path: str, name: str) -> str:

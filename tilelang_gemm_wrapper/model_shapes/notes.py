@@ -106,8 +106,8 @@ def _about_no_linear_calls(found: ModelLinears) -> Iterator[str]:
 def _about_scales(found: ModelLinears) -> Iterator[str]:
     if found.rounds_activations:
         yield (
-            "any of these layers in SGLang from 0.5.21 on: quantization_config has scale_fmt ue8m0, for which "
-            "it runs a GEMM of its own"
+            "any of these layers in SGLang from 0.5.21 on: quantization_config has scale_fmt ue8m0, for "
+            "which it runs a GEMM of its own"
         )
     elif found.weights.scaled_by_powers:
         yield f"scales in {POWERS_OF_TWO}, as the checkpoint has them: these kernels take float32"

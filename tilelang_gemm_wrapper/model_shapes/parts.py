@@ -71,6 +71,9 @@ class Module:
         return match_heads(self.numbers, queries, self.rows("k_proj", "wk", "key", "k"))
 
 
+_Splitter = Callable[[str, int, Module], tuple[Part, ...]]  # of (leaf, rows, module)
+
+
 def parts_of(leaf: str, module: Module) -> tuple[Part, ...]:
     """The parts that the weight `leaf` of `module` gives to a layer."""
     rows = module.weights[leaf].shape[0]
@@ -98,10 +101,11 @@ def _fused_qkv(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
     )
 
 
-def _fused_gate_up(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
-    if rows % 2:
-        return (Part(leaf, rows),)
-    return Part("gate_proj", rows // 2), Part("up_proj", rows // 2)
+def _halves(*names: str) -> _Splitter:
+    def split(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
+        return (Part(leaf, rows),) if rows % 2 else tuple(Part(name, rows // 2) for name in names)
+
+    return split
 
 
 def _linear_attention(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
@@ -149,9 +153,10 @@ def _count(fields: Mapping[str, Any], *names: str) -> int | None:
     return next((fields[name] for name in names if type(fields.get(name)) is int and fields[name] > 0), None)
 
 
-_SPLITTERS: dict[str, Callable[[str, int, Module], tuple[Part, ...]]] = {
+_SPLITTERS: dict[str, _Splitter] = {
     **dict.fromkeys(FUSED_QKV, _fused_qkv),
-    **dict.fromkeys(FUSED_GATE_UP, _fused_gate_up),
+    **dict.fromkeys(FUSED_GATE_UP, _halves("gate_proj", "up_proj")),
     **dict.fromkeys(("in_proj_qkvz", "in_proj_qkv", "in_proj_z"), _linear_attention),
+    "in_proj_ba": _halves("b", "a"),
     "in_proj": _state_space,
 }
