@@ -169,6 +169,22 @@ def test_heads_of_half_a_block_are_refused_where_a_rank_has_one(shapes):
         shapes(weights, 4, config)
 
 
+def test_rows_that_are_no_whole_heads_are_refused(shapes):
+    weights = {f"{LAYER}.self_attn.q_b_proj": (1028, HIDDEN)}
+    with pytest.raises(ValueError, match="q_b_proj has 1028 rows, which are not 8 query heads of one size"):
+        shapes(weights, 2)
+
+
+def test_linear_attention_in_one_weight_is_divided_in_parts(shapes):
+    """Each rank of 32 would hold 64 rows of the keys, though 384 of all."""
+    attention = {
+        f"{LAYER}.linear_attn.in_proj_qkvz": (12288, 2048),
+        f"{LAYER}.linear_attn.out_proj": (2048, 4096),
+    }
+    with pytest.raises(ValueError, match=r"in_proj_qkvz .*: q gives a rank 64 of its 2048 rows"):
+        shapes(attention, 32)
+
+
 def test_values_smaller_than_keys_need_no_whole_blocks(shapes):
     config = heads_config(4, 4, 192, v_head_dim=128)
     weights = qkvo(f"{LAYER}.self_attn", HIDDEN, 4 * 192, 4 * 192, 4 * 128, out=4 * 128)
@@ -195,7 +211,7 @@ def test_scale_rows_may_be_rounded_up_for_each_shard(shapes, leaf: str, rows: in
 @pytest.mark.parametrize(
     ("leaf", "rows", "scale_rows"),
     [
-        ("self_attn.qkv_proj", 2112, 19),  # of no number of equal shards
+        ("self_attn.qkv_proj", 2112, 21),  # of 7 shards with 3 rows each, but 7 are not equal
         ("self_attn.qkv_proj", 2048, 32),  # blocks of 64 rows
         ("self_attn.qkv_proj", 2112, 2112),
         ("mlp.down_proj", 2112, 18),  # no merged layer, which no ranks wrote in shards

@@ -116,16 +116,13 @@ def match_heads(numbers: HeadNumbers, query_rows: int | None, key_rows: int | No
     key_value = numbers.key_value or numbers.query
     if query_rows is None or key_rows is None:
         return _dividing(numbers, query_rows), key_value[0]
-    matches = [
-        (key_rows // heads in numbers.dimensions, query, heads)
-        for query, heads in product(numbers.query, key_value)
-        if query_rows % query == 0
-        and key_rows % heads == 0
-        and query_rows // query in (key_rows // heads, 2 * key_rows // heads)
-    ]
+    matches = []
+    for query, heads in product(numbers.query, key_value):
+        size, of_query = key_rows // heads, query_rows // query
+        if (query * of_query, heads * size) == (query_rows, key_rows) and of_query in (size, 2 * size):
+            matches.append(((size in numbers.dimensions, of_query == size), (query, heads)))
     if matches:
-        _, query, heads = max(matches, key=itemgetter(0))  # the first of the best
-        return query, heads
+        return max(matches, key=itemgetter(0))[1]  # the first of the best
     query = _dividing(numbers, query_rows)
     if query_rows % query == 0 and key_rows % (query_rows // query) == 0:
         return query, key_rows // (query_rows // query)  # heads of one size, of a number that no field gives

@@ -138,16 +138,13 @@ UNSERVED_TOWERS = ("talker",)  # SGLang loads and runs none of it
 def role_of(module: str, leaf: str, siblings: frozenset[str]) -> Role | None:
     """The role of `leaf` in `module`, which holds the leaves `siblings`; None where the tables do not say.
 
-    A leaf's neighbours matter twice. Where `wq` stands beside `q_proj`, the queries take a detour of low rank
-    (multi-matrix factorization attention): q, k and v are then needed whole and `wq` makes the heads. And a
-    `gate_proj` in attention, without the `up_proj` of a feed-forward network, is a gate on the heads.
+    A leaf's neighbours matter once: where `wq` stands beside `q_proj`, the queries take a detour of low rank
+    (multi-matrix factorization attention). Then q, k and v are needed whole, and `wq` makes the heads.
     """
     if module.rpartition(".")[2] in WHOLE_MODULES:
         return _WHOLE
     if leaf in ("qkv_proj", "q_proj", "k_proj", "v_proj") and {"wq", "q_proj"} <= siblings:
         return _WHOLE
-    if leaf == "gate_proj" and siblings & {"q_proj", *FUSED_QKV}:
-        return _QUERY
     return ROLES.get(leaf)
 
 
