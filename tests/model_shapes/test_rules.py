@@ -185,6 +185,13 @@ def test_linear_attention_in_one_weight_is_divided_in_parts(shapes):
         shapes(attention, 32)
 
 
+def test_the_heads_of_linear_attention_are_not_cut(shapes):
+    weights = {f"{LAYER}.linear_attn.in_proj_z": (3072, HIDDEN)}
+    assert shapes(weights, 4).shapes == ((768, HIDDEN),)
+    with pytest.raises(ValueError, match="6 heads of linear attention cannot be divided over 4 ranks"):
+        shapes(weights, 4, heads_config(8, 4, linear_num_value_heads=6))
+
+
 def test_values_smaller_than_keys_need_no_whole_blocks(shapes):
     config = heads_config(4, 4, 192, v_head_dim=128)
     weights = qkvo(f"{LAYER}.self_attn", HIDDEN, 4 * 192, 4 * 192, 4 * 128, out=4 * 128)

@@ -110,18 +110,22 @@ def _halves(*names: str) -> _Splitter:
 
 def _linear_attention(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
     """Of in_proj_qkv, in_proj_z or both in one: keys and queries have the same heads, values and z too."""
-    fields = module.section.fields
-    values = _count(fields, "linear_num_value_heads")
-    keys = Heads("linear key heads", _count(fields, "linear_num_key_heads")) if values else None
-    value_heads = Heads("linear value heads", values) if values else None
+    keys = _linear_heads(module, "linear_num_key_heads")
+    values = _linear_heads(module, "linear_num_value_heads")
     if leaf == "in_proj_z":
-        return (Part("z", rows, value_heads),)
+        return (Part("z", rows, values),)
     of_values = _value_rows(module)
     left = 0 if of_values is None else rows - of_values * (2 if leaf == "in_proj_qkvz" else 1)
     if of_values is None or left <= 0 or left % 2:
         return (Part(leaf, rows),)
-    parts = (Part("q", left // 2, keys), Part("k", left // 2, keys), Part("v", of_values, value_heads))
-    return (*parts, Part("z", of_values, value_heads)) if leaf == "in_proj_qkvz" else parts
+    parts = (Part("q", left // 2, keys), Part("k", left // 2, keys), Part("v", of_values, values))
+    return (*parts, Part("z", of_values, values)) if leaf == "in_proj_qkvz" else parts
+
+
+def _linear_heads(module: Module, field: str) -> Heads | None:
+    """The heads that `field` counts; None where it is absent: then blocks alone limit a division."""
+    count = _count(module.section.fields, field)
+    return Heads("heads of linear attention", count) if count else None
 
 
 def _value_rows(module: Module) -> int | None:

@@ -60,7 +60,8 @@ ROLES: dict[str, Role] = {
     "index_k_proj": Role("column", INDEX_KEY),
     "index_v_proj": Role("column", INDEX_KEY),
     # Gates of the attention's output, a value or a vector for each query head.
-    **dict.fromkeys(("g_proj", "o_gate", "z_proj", "attn_gate", "output_gate_proj", "linear_gate"), _QUERY),
+    **dict.fromkeys(("g_proj", "o_gate", "z_proj", "attn_gate", "linear_gate"), _QUERY),
+    **dict.fromkeys(("output_gate", "output_gate_proj"), _QUERY),
     # Linear attention and state-space layers.
     "in_proj_qkvz": _COLUMN,
     "in_proj_qkv": _COLUMN,
