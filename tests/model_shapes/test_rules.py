@@ -264,6 +264,12 @@ def test_experts_of_half_a_block_are_refused_on_one_rank_too(shapes):
         shapes(DENSE_LAYER | experts(f"{LAYER}.mlp", HIDDEN, 320))
 
 
+@pytest.mark.parametrize("base", ["mlp.experts", "moe", "block_sparse_moe"])
+def test_stacked_experts_go_by_many_names(shapes, base: str):
+    found = shapes(DENSE_LAYER | stacked(f"{LAYER}.{base}", HIDDEN, 384))
+    assert "48 in each of 1 layer" in the_note(found, "routed experts")
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_stacked_experts_are_called_experts_and_their_ranks_named(shapes, transposed: bool):
     weights = stacked(f"{LAYER}.mlp.experts", HIDDEN, 384)
@@ -278,6 +284,12 @@ def test_stacked_experts_are_called_experts_and_their_ranks_named(shapes, transp
     assert not [
         note for note in shapes(DENSE_LAYER | weights, 2, config, ep=2).not_covered if "refuses" in note
     ]
+
+
+def test_stacked_experts_that_no_rank_can_hold_are_said(shapes):
+    found = shapes(DENSE_LAYER | stacked(f"{LAYER}.mlp.experts", HIDDEN, 320), 1)
+    note = the_note(found, "routed experts, which SGLang refuses: ")
+    assert note.endswith("gate_proj gives a rank 320 rows, and not a multiple of 128; the tp that fit: none")
 
 
 def test_shared_experts_beside_stacked_ones_are_listed_and_said(shapes):

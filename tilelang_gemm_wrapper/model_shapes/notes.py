@@ -57,10 +57,12 @@ def _about_experts_of_no_rank(
     for linear in found.stacked_experts:
         why = why_indivisible(linear, tp)
         if why is not None:
+            fitting = fitting_tp(linear)
+            shared = f" on {tp} ranks that share each of them" if tp > 1 else ""
+            advice = "; expert parallelism (ep) divides them less" if tp > 1 and fitting else ""
             yield (
-                f"routed experts on {tp} ranks that share each of them, which SGLang refuses: {linear.leaf}: "
-                f"{why}; the tp that fit: {fitting_tp(linear) or 'none'}; expert parallelism (ep) divides "
-                f"them less"
+                f"routed experts{shared}, which SGLang refuses: {linear.leaf}: {why}; the tp that fit: "
+                f"{fitting or 'none'}{advice}"
             )
             return
 

@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint, Tensor
 from .roles import FUSED_GATE_UP, FUSED_QKV, NO_LINEAR_CALL, TOWERS, UNSERVED_TOWERS
 
 EXPERT = re.compile(r"^(?:(.*)\.)?experts\.(\d+)$")  # a module that is one routed expert
-_STACKED = re.compile(r"(^|\.)(experts|moe)\.")  # in the name of a tensor that holds all experts of a layer
+_STACKED = re.compile(r"(^|[._])(experts|moe)\.")  # in the name of a tensor that holds all experts of a layer
 _MERGED_BY_RANKS = frozenset((*FUSED_QKV, *FUSED_GATE_UP, "q_proj", "k_proj", "v_proj"))
 
 
