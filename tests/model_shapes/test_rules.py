@@ -44,9 +44,18 @@ def test_keys_that_serve_as_values_are_told_where_the_config_does_not_say_so(sha
     weights = {name: shape for name, shape in DENSE_LAYER.items() if not name.endswith("v_proj")}
     found = shapes(weights, 2)
     assert found.layers[512 + 2 * 256, HIDDEN] == ("qkv_proj",)
-    assert "self_attn" in the_note(found, "keys served as values", "no attention_k_eq_v")
+    assert "self_attn" in the_note(found, "whether keys serve as values", "no attention_k_eq_v")
     said = shapes(weights, 2, heads_config(8, 4, attention_k_eq_v=True))
     assert (said.layers, said.not_covered) == (found.layers, ())
+
+
+def test_a_gate_beside_queries_of_low_rank_is_said(shapes):
+    base = f"{LAYER}.self_attn"
+    low_rank = {f"{base}.q_a_proj": (512, HIDDEN), f"{base}.kv_a_proj_with_mqa": (192, HIDDEN)}
+    found = shapes(low_rank | {f"{base}.g_proj": (1024, HIDDEN)}, 2)
+    assert found.layers == {(704, HIDDEN): ("fused_qkv_a_proj_with_mqa",), (512, HIDDEN): ("g_proj",)}
+    assert base in the_note(found, "whether g_proj is merged")
+    assert shapes(low_rank).not_covered == ()
 
 
 def test_queries_alone_stay_alone_unless_the_layer_reads_anothers_keys(shapes):

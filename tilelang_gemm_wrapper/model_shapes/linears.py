@@ -26,18 +26,7 @@ from .roles import KEY_VALUE, MERGES, ROLES, Merge, role_of
 from .weights import EXPERT, Weights, weights_of
 
 _QKV = next(merge for merge in MERGES if merge.name == "qkv_proj")
-_PLAIN_PARENTS = (
-    "",
-    "self_attn",
-    "attn",
-    "attention",
-    "self_attention",
-    "mixer",
-    "mlp",
-    "mlps",
-    "ffn",
-    "feed_forward",
-)
+_PLAIN_PARENTS = ("", "self_attn", "attn", "attention", "mixer", "mlp", "mlps", "ffn", "feed_forward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,9 @@ class ModelLinears:
     experts: Mapping[Linear, str]  # one routed expert's
     stacked_experts: Mapping[Linear, str]  # the same, of layers that hold all experts in one tensor
     unknown: frozenset[str]  # names of `linears` that no table has
-    without_values: tuple[str, ...]  # attention without v_proj, on whose values the config is silent
+    open_questions: Mapping[
+        str, str
+    ]  # what its tensors do not settle, as a clause -> a module of which it is so
     weights: Weights
     rounds_activations: bool  # the config asks for scales that are powers of two
 
@@ -60,7 +51,7 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
     sections = sections_of(checkpoint.config)
     linears: dict[Linear, str] = {}
     unknown = set()
-    without_values = []
+    questions: dict[str, str] = {}
     for path, found in weights.modules.items():
         if EXPERT.match(path):
             continue
@@ -69,8 +60,8 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
             linears.setdefault(linear, path)
             if role_of(path, linear.leaf, module.leaves) is None:
                 unknown.add(linear.name)
-        if _lacks_values(module):
-            without_values.append(path)
+        for question in _open_questions(module):
+            questions.setdefault(question, path)
     stacked = _stacked_experts(weights, sections)
     if stacked:
         linears = _without_checks_of_shared_experts(linears)
@@ -79,7 +70,7 @@ def linears_of(checkpoint: Checkpoint) -> ModelLinears:
         experts=_experts(weights),
         stacked_experts=stacked,
         unknown=frozenset(unknown),
-        without_values=tuple(without_values),
+        open_questions=questions,
         weights=weights,
         rounds_activations=has_rounded_activations(checkpoint.config),
     )
@@ -178,11 +169,13 @@ def _with_shared_keys(module: Module, weights: Weights) -> Module:
     return module
 
 
-def _lacks_values(module: Module) -> bool:
-    """Whether attention has keys and no values, and no `attention_k_eq_v` in the config that says why."""
+def _open_questions(module: Module) -> Iterator[str]:
     query, key, value = _QKV.leaves
-    lacks = module.leaves & {query, key, value} == {query, key}
-    return lacks and not module.section.fields.get("attention_k_eq_v")
+    lacks_values = module.leaves & {query, key, value} == {query, key}
+    if lacks_values and not module.section.fields.get("attention_k_eq_v"):
+        yield f"whether keys serve as values, as listed: it has no {value}, and config.json no attention_k_eq_v"
+    if {"q_a_proj", "kv_a_proj_with_mqa", "g_proj"} <= module.leaves:
+        yield "whether g_proj is merged with q_a_proj, which differs by model; it is listed by itself"
 
 
 def _one_expert(leaf: str, stacked: Tensor, section: Section) -> Tensor:

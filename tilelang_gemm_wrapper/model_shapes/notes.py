@@ -25,7 +25,7 @@ def not_covered(
         *_about_experts(found),
         *_about_experts_of_no_rank(found, tp // ep, fitting_tp),
         *_about_shared_experts(found, tp, fitting_tp),
-        *_about_assumptions(found),
+        *_about_open_questions(found),
         *_about_unknown(found, tp),
         *_about_no_linear_calls(found),
         *_about_scales(found),
@@ -82,13 +82,9 @@ def _about_shared_experts(found: ModelLinears, tp: int, fitting_tp: Callable[[Li
             )
 
 
-def _about_assumptions(found: ModelLinears) -> Iterator[str]:
-    if found.without_values:
-        module = found.without_values[0]
-        yield (
-            f"layers without v_proj, such as {module}: listed as if keys served as values, though "
-            f"config.json has no attention_k_eq_v"
-        )
+def _about_open_questions(found: ModelLinears) -> Iterator[str]:
+    for question, module in found.open_questions.items():
+        yield f"of {module}, {question}"
 
 
 def _about_unknown(found: ModelLinears, tp: int) -> Iterator[str]:
