@@ -44,7 +44,7 @@ def test_keys_that_serve_as_values_are_told_where_the_config_does_not_say_so(sha
     weights = {name: shape for name, shape in DENSE_LAYER.items() if not name.endswith("v_proj")}
     found = shapes(weights, 2)
     assert found.layers[512 + 2 * 256, HIDDEN] == ("qkv_proj",)
-    assert "self_attn" in the_note(found, "whether keys serve as values", "no attention_k_eq_v")
+    assert "self_attn" in the_note(found, "whether keys serve as values", "attention_k_eq_v")
     said = shapes(weights, 2, heads_config(8, 4, attention_k_eq_v=True))
     assert (said.layers, said.not_covered) == (found.layers, ())
 

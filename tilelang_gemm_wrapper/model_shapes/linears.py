@@ -37,9 +37,7 @@ class ModelLinears:
     experts: Mapping[Linear, str]  # one routed expert's
     stacked_experts: Mapping[Linear, str]  # the same, of layers that hold all experts in one tensor
     unknown: frozenset[str]  # names of `linears` that no table has
-    open_questions: Mapping[
-        str, str
-    ]  # what its tensors do not settle, as a clause -> a module of which it is so
+    open_questions: Mapping[str, str]  # what the tensors do not settle, as a clause -> a module that is so
     weights: Weights
     rounds_activations: bool  # the config asks for scales that are powers of two
 
@@ -127,8 +125,10 @@ def _leaves_to_merge(merge: Merge, rest: list[str], module: Module, weights: Wei
             )
     if present == list(merge.leaves):
         return merge.leaves
-    query, key, _ = (*merge.leaves, "", "")[:3]
-    return (query, key, key) if merge.name == _QKV.name and present == [query, key] else ()
+    if merge.name == _QKV.name and present == list(merge.leaves[:2]):
+        query, key = present
+        return query, key, key
+    return ()
 
 
 def _linear(name: str, leaves: tuple[str, ...], module: Module, weights: Weights) -> Linear:
@@ -163,7 +163,7 @@ def _with_shared_keys(module: Module, weights: Weights) -> Module:
     for earlier in range(layer - 1, -1, -1):
         template[number] = str(earlier)
         found = weights.modules.get(".".join(template), {})
-        if others[0] in found and found[query].shape == module.weights[query].shape:
+        if {query, others[0]} <= found.keys() and found[query].shape == module.weights[query].shape:
             keys = {leaf: found[leaf] for leaf in others if leaf in found}
             return replace(module, weights={**module.weights, **keys})
     return module
@@ -173,7 +173,7 @@ def _open_questions(module: Module) -> Iterator[str]:
     query, key, value = _QKV.leaves
     lacks_values = module.leaves & {query, key, value} == {query, key}
     if lacks_values and not module.section.fields.get("attention_k_eq_v"):
-        yield f"whether keys serve as values, as listed: it has no {value}, and config.json no attention_k_eq_v"
+        yield f"whether keys serve as values, as listed: it lacks {value}, and config.json attention_k_eq_v"
     if {"q_a_proj", "kv_a_proj_with_mqa", "g_proj"} <= module.leaves:
         yield "whether g_proj is merged with q_a_proj, which differs by model; it is listed by itself"
 
