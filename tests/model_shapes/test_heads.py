@@ -66,7 +66,8 @@ def test_numbers_of_a_layer_come_before_those_of_all_and_those_before_others():
 
 
 def test_numbers_of_another_model_inside_are_not_this_ones():
-    fields = TEXT | {"vision_config": {"hidden_size": 512, "num_heads": 3}, "linear_num_key_heads": 5}
+    fields = TEXT | {"vision_config": {"hidden_size": 512, "num_heads": 3}}
+    fields |= {"linear_key_head_dim": 64, "mamba_head_dim": 32, "qk_rope_head_dim": 16, "index_head_dim": 8}
     assert numbers_of(Section("", fields), layer=0) == HeadNumbers(query=(8,), dimensions=(128,))
 
 

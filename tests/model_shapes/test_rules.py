@@ -296,9 +296,10 @@ def test_stacked_experts_are_called_experts_and_their_ranks_named(shapes, transp
 
 
 def test_stacked_experts_that_no_rank_can_hold_are_said(shapes):
-    found = shapes(DENSE_LAYER | stacked(f"{LAYER}.mlp.experts", HIDDEN, 320), 1)
-    note = the_note(found, "routed experts, which SGLang refuses: ")
+    weights = DENSE_LAYER | stacked(f"{LAYER}.mlp.experts", HIDDEN, 320)
+    note = the_note(shapes(weights, 1), "routed experts, which SGLang refuses: ")
     assert note.endswith("gate_proj gives a rank 320 rows, and not a multiple of 128; the tp that fit: none")
+    assert the_note(shapes(weights, 2), "routed experts on 2 ranks").endswith("the tp that fit: none")
 
 
 def test_shared_experts_beside_stacked_ones_are_listed_and_said(shapes):
