@@ -15,7 +15,9 @@ from pathlib import Path
 
 from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory
 from .model_shapes.hub import from_cache, from_hub
+from .model_shapes.layer import Linear
 from .model_shapes.linears import ModelLinears, linears_of
+from .model_shapes.notes import not_covered
 from .model_shapes.parallel import shape_on_rank, why_indivisible
 from .model_shapes.shipped import from_shipped, shipped_names
 
@@ -58,6 +60,7 @@ class ModelShapes:
     tp: int
     layers: Mapping[tuple[int, int], tuple[str, ...]]  # (N, K) -> the layers of that shape, in running order
     not_covered: tuple[str, ...]  # what else the model holds or the shapes leave open, as clauses
+    ep: int = 1  # of these ranks, in how many groups the routed experts are distributed
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -66,19 +69,28 @@ class ModelShapes:
 
 
 def weight_shapes(
-    model: str | os.PathLike[str], tp: int = 1, *, revision: str | None = None, offline: bool = False
+    model: str | os.PathLike[str],
+    tp: int = 1,
+    *,
+    ep: int = 1,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> ModelShapes:
     """The (N, K) of every FP8 block-quantised linear layer of `model`, merged and divided as engines do.
 
     `model` is a directory with a checkpoint, a Hugging Face id (looked for in the cache, then on the hub,
     which gives headers alone and which `offline` leaves out, then among the shipped shape files), or the
-    short name of a shipped file, such as "qwen3-4b". ValueError where there is no such model (with all that
-    was tried), where it is not FP8 in blocks of 128 x 128, or where `tp` ranks cannot divide it (with the tp
-    that fit).
+    short name of a shipped file, such as "qwen3-4b". With `ep` the engine distributes the routed experts over
+    that many groups of ranks, and divides an expert over the tp / ep ranks of a group alone. ValueError
+    where there is no such model (with all that was tried), where it is not FP8 in blocks of 128 x 128, or
+    where `tp` ranks cannot divide it (with the tp that fit).
     """
-    if type(tp) is not int or tp < 1:  # not isinstance: True is an int to Python
-        raise ValueError(f"tp = {tp!r}: expected a whole number of ranks, 1 or more")
-    return _on_one_rank(os.fspath(model), _find(model, revision, offline), tp)
+    for name, value in (("tp", tp), ("ep", ep)):
+        if type(value) is not int or value < 1:  # not isinstance: True is an int to Python
+            raise ValueError(f"{name} = {value!r}: expected a whole number of ranks, 1 or more")
+    if tp % ep:
+        raise ValueError(f"ep = {ep}: expected a divisor of tp = {tp}; give one, or leave it out")
+    return _on_one_rank(os.fspath(model), _find(model, revision, offline), tp, ep)
 
 
 def listing(shapes: ModelShapes) -> str:
@@ -87,9 +99,8 @@ def listing(shapes: ModelShapes) -> str:
         ("N", "K", "layers"),
         *((str(N), str(K), ", ".join(names)) for (N, K), names in shapes.layers.items()),
     ]
-    lines = [
-        f"{shapes.model} at tp {shapes.tp}: {len(shapes.layers)} shapes on each rank, from {shapes.source}"
-    ]
+    ranks = f"tp {shapes.tp}" + (f", ep {shapes.ep}" if shapes.ep > 1 else "")
+    lines = [f"{shapes.model} at {ranks}: {len(shapes.layers)} shapes on each rank, from {shapes.source}"]
     lines += [f"{N:>8} {K:>8}  {names}" for N, K, names in rows]
     lines += [f"Not covered: {sentence}." for sentence in shapes.not_covered]
     return "\n".join(lines)
@@ -113,34 +124,66 @@ def shape_list_names() -> tuple[str, ...]:
     return ("public", "qwen3-dense", *shipped_names())
 
 
-def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int) -> ModelShapes:
+def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int, ep: int = 1) -> ModelShapes:
     try:
         found = linears_of(checkpoint)
     except ValueError as error:
         raise ValueError(f"{model} ({checkpoint.source}): {error}") from error
+    _check_fits(model, found, tp, ep)
     layers: dict[tuple[int, int], tuple[str, ...]] = {}
-    for linear, module in found.linears.items():
-        why = why_indivisible(linear, found.heads, tp)
-        if why is not None:
-            raise ValueError(
-                f"{model} cannot run at tp {tp}: {linear.name} of {module or 'the model'} (N = {linear.N}, "
-                f"K = {linear.K}): {why}. {_fitting(found)}"
-            )
-        shape = shape_on_rank(linear, found.heads, tp)
+    for linear in found.linears:
+        shape = shape_on_rank(linear, tp)
         names = layers.get(shape, ())
         layers[shape] = names if linear.name in names else (*names, linear.name)
-    return ModelShapes(model, checkpoint.source, tp, layers, found.not_covered)
+    notes = not_covered(found, tp, ep, lambda linear: _list_of_tp([linear]))
+    return ModelShapes(model, checkpoint.source, tp, layers, notes, ep)
 
 
-def _fitting(found: ModelLinears) -> str:
+def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:
+    """ValueError where an engine refuses a layer on `tp` ranks that share out the experts `ep` ways."""
+    for linear, module in found.linears.items():
+        why = why_indivisible(linear, tp)
+        if why is not None:
+            raise ValueError(
+                f"{model} cannot run at tp {tp}: {_described(linear, module)}: {why}. {_advice(found)}"
+            )
+    for linear, module in found.experts.items():
+        why = why_indivisible(linear, tp // ep)
+        if why is not None:
+            raise ValueError(
+                f"{model} cannot run at tp {tp}: routed experts, {_described(linear, module)}: {why}"
+                f"{_with_expert_parallelism(found, tp)}. {_advice(found)}"
+            )
+
+
+def _described(linear: Linear, module: str) -> str:
+    return f"{linear.name} of {module or 'the model'} (N = {linear.N}, K = {linear.K})"
+
+
+def _with_expert_parallelism(found: ModelLinears, tp: int) -> str:
     fitting = [
+        str(ep)
+        for ep in range(2, tp + 1)
+        if tp % ep == 0 and all(why_indivisible(linear, tp // ep) is None for linear in found.experts)
+    ]
+    return f"; with expert parallelism they fit: ep {', '.join(fitting)}" if fitting else ""
+
+
+def _list_of_tp(linears: Iterable[Linear]) -> str:
+    """The numbers of ranks up to `_TRIED_TP` that all of `linears` fit, in words."""
+    layers = list(linears)
+    return ", ".join(
         str(tp)
         for tp in range(1, _TRIED_TP + 1)
-        if all(why_indivisible(linear, found.heads, tp) is None for linear in found.linears)
-    ]
+        if all(why_indivisible(linear, tp) is None for linear in layers)
+    )
+
+
+def _advice(found: ModelLinears) -> str:
+    fitting = _list_of_tp([*found.linears, *found.experts])
     if not fitting:
         return f"No tp up to {_TRIED_TP} fits; take another checkpoint"
-    return f"The tp that fit: {', '.join(fitting)}"
+    return f"The tp that fit: {fitting}"
 
 
 def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:

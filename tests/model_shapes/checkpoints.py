@@ -188,7 +188,7 @@ QWEN3_MOE = Family(
         "num_key_value_heads": 2,
         "head_dim": 128,
         "num_experts": 4,
-        "moe_intermediate_size": 128,
+        "moe_intermediate_size": 512,
         "quantization_config": BLOCKS | {"modules_to_not_convert": ["lm_head", "mlp.gate"]},
     },
     fp8=_in_layers(
@@ -198,7 +198,7 @@ QWEN3_MOE = Family(
             "self_attn.k_proj": (256, 256),
             "self_attn.v_proj": (256, 256),
             "self_attn.o_proj": (256, 1024),
-            **_experts(4, 256, 128),
+            **_experts(4, 256, 512),
         },
     ),
     bf16={f"model.layers.{layer}.mlp.gate": (4, 256) for layer in range(2)},

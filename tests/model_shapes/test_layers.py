@@ -61,7 +61,7 @@ def test_the_language_model_inside_another_config_gives_the_heads(tmp_path: Path
 def test_routed_experts_are_named_with_their_shapes(tmp_path: Path):
     (sentence,) = weight_shapes(write_family(tmp_path, QWEN3_MOE)).not_covered
     assert "4 in each of 2 layers" in sentence
-    assert "gate_up_proj (256, 256), down_proj (256, 128)" in sentence
+    assert "gate_up_proj (1024, 256), down_proj (256, 512)" in sentence
 
 
 def test_large_bf16_layers_are_named_and_small_ones_and_embeddings_are_not(tmp_path: Path):
@@ -75,17 +75,21 @@ def test_large_bf16_layers_are_named_and_small_ones_and_embeddings_are_not(tmp_p
 
 
 def test_an_unknown_layer_is_listed_whole_and_said(tmp_path: Path):
-    family = replace(QWEN3, fp8=QWEN3.fp8 | {"model.layers.0.self_attn.indexer.wq_b": (640, 384)})
-    found = weight_shapes(write_family(tmp_path, family), 2)
-    assert found.layers == QWEN3.layers[2] | {(640, 384): ("indexer.wq_b",)}
-    assert len(found.not_covered) == 1 and "indexer.wq_b, unknown here" in found.not_covered[0]
+    family = replace(QWEN3, fp8=QWEN3.fp8 | {"model.layers.0.self_attn.blender.mix": (640, 384)})
+    write_family(tmp_path, family)
+    found = weight_shapes(tmp_path, 2)
+    assert found.layers == QWEN3.layers[2] | {(640, 384): ("blender.mix",)}
+    (sentence,) = found.not_covered
+    assert "blender.mix, unknown here; listed whole" in sentence and "no rank of 2 runs them" in sentence
+    (sentence,) = weight_shapes(tmp_path, 1).not_covered
+    assert sentence.endswith("listed whole, as on each rank")
 
 
 def test_fp8_tensors_of_another_form_are_said(tmp_path: Path):
     tensors = tensors_of(QWEN3)
-    tensors["model.layers.0.mlp.experts.gate_up_proj"] = torch.zeros(2, 128, 128).to(torch.float8_e4m3fn)
+    tensors["model.layers.0.mlp.table"] = torch.zeros(2, 128, 128).to(torch.float8_e4m3fn)
     (sentence,) = weight_shapes(write(tmp_path, QWEN3.config, tensors)).not_covered
-    assert "1, such as model.layers.0.mlp.experts.gate_up_proj (2, 128, 128)" in sentence
+    assert "1, such as model.layers.0.mlp.table (2, 128, 128)" in sentence
 
 
 def test_the_listing_has_a_line_for_each_shape_and_for_what_is_not_covered(tmp_path: Path):

@@ -1,243 +1,211 @@
-"""The linear layers that engines build from a checkpoint's FP8 weights, and what they do not run as such."""
+"""The linear layers that engines build from a checkpoint's FP8 weights.
+
+The rules are SGLang's; `roles.py` has the names, `parallel.py` what ranks make of a layer:
+
+- Weights of one module that read the same input become one layer (`MERGES`), and must have one dtype.
+- Attention without the values' weight (`v_proj`) takes the keys' for both: there, K is V. Layers that read
+  another layer's keys and values (`num_kv_shared_layers`) are built with them all the same.
+- Ranks divide attention by heads and copy key-value heads where there are fewer than ranks. Where values have
+  heads of another size than keys, and where the checkpoint's scales are of shards, no rank's share need be
+  whole blocks of 128: the engine takes these layers as they come.
+- Routed experts run in a grouped GEMM of their own. They are no linear layers, but they decide as well which
+  numbers of ranks the engine takes.
+"""
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from .blocks import BLOCK, FP8, check_block_size, check_scale
+from .blocks import FP8, check_block_size, has_rounded_activations
 from .checkpoint import Checkpoint, Tensor
+from .heads import NO_SECTION, Section, layer_of, section_for, sections_of
+from .layer import Linear, Part
+from .parts import Module, parts_of
+from .roles import KEY_VALUE, MERGES, ROLES, Merge, role_of
+from .weights import EXPERT, Weights, weights_of
 
-Split = Literal["column", "row", "replicated"]
-
-# How tensor parallelism splits each layer, in the order in which a model runs them.
-_SPLITS: dict[str, Split] = {
-    "fused_qkv_a_proj_with_mqa": "replicated",
-    "q_a_proj": "replicated",
-    "kv_a_proj_with_mqa": "replicated",
-    "qkv_proj": "column",
-    "q_proj": "column",
-    "k_proj": "column",
-    "v_proj": "column",
-    "q_b_proj": "column",
-    "kv_b_proj": "column",  # run in FP8 where attention is not absorbed: in prefill
-    "o_proj": "row",
-    "gate_up_proj": "column",
-    "gate_proj": "column",
-    "up_proj": "column",
-    "down_proj": "row",
-}
-_MERGED = {
-    "fused_qkv_a_proj_with_mqa": ("q_a_proj", "kv_a_proj_with_mqa"),
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-_QUERY_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
-_KV_HEADS = ("k_proj", "v_proj")
-
-_EXPERT = re.compile(r"^(?:(.*)\.)?experts\.(\d+)$")
-_PLAIN_PARENTS = ("", "self_attn", "attn", "attention", "mlp", "feed_forward")
-_LARGE = 512  # the smaller side of a weight in another dtype that is worth a word; routers have fewer rows
-_NAMED_AT_MOST = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The rows that one weight of the checkpoint gives to a layer; `heads`: what divides them, if any do."""
-
-    name: str
-    rows: int
-    heads: Literal["query", "key-value"] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A layer as the engine runs it undivided: the rows of `parts` above each other, K columns."""
-
-    name: str  # "qkv_proj", "shared_experts.down_proj"
-    split: Split
-    parts: tuple[Part, ...]
-    K: int
-
-    @property
-    def N(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Numbers of attention heads; None where the config does not tell."""
-
-    query: int | None
-    key_value: int | None
+_QKV = next(merge for merge in MERGES if merge.name == "qkv_proj")
+_PLAIN_PARENTS = ("", "self_attn", "attn", "attention", "mixer", "mlp", "mlps", "ffn", "feed_forward")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLinears:
-    linears: Mapping[Linear, str]  # each different layer -> a module that is one
-    heads: Heads
-    not_covered: tuple[str, ...]
+    """What an engine builds, undivided; each different layer with a module that is one."""
+
+    linears: Mapping[Linear, str]  # in running order
+    experts: Mapping[Linear, str]  # one routed expert's
+    stacked_experts: Mapping[Linear, str]  # the same, of layers that hold all experts in one tensor
+    unknown: frozenset[str]  # names of `linears` that no table has
+    open_questions: Mapping[str, str]  # what the tensors do not settle, as a clause -> a module that is so
+    weights: Weights
+    rounds_activations: bool  # the config asks for scales that are powers of two
 
 
 def linears_of(checkpoint: Checkpoint) -> ModelLinears:
-    """Merge the FP8 weights as engines do. ValueError where they are not quantised in blocks of 128 x 128."""
+    """Merge the FP8 weights as engines do. ValueError where they are not quantized in blocks of 128 x 128."""
     check_block_size(checkpoint.config)
-    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)  # module -> name inside it -> weight
-    others: list[tuple[str, Tensor]] = []
-    odd = []
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.dtype == FP8 and (len(tensor.shape) != 2 or not name.endswith(".weight")):
-            odd.append(name)
-        elif tensor.dtype == FP8:
-            check_scale(name, tensor, checkpoint.tensors)
-            module, _, leaf = name.removesuffix(".weight").rpartition(".")
-            groups[module][leaf] = tensor
-        elif name.endswith(".weight") and len(tensor.shape) == 2:
-            others.append((name.removesuffix(".weight"), tensor))
-    if not groups and not odd:
-        dtypes = Counter(tensor.dtype for _, tensor in others)
-        found = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()) or "none"
-        raise ValueError(
-            f"the checkpoint has no FP8 ({FP8}) linear weight; its 2-D weights are: {found}. Take a model "
-            f"that is quantised in FP8 with blocks of {BLOCK} x {BLOCK}, such as Qwen/Qwen3-4B-FP8"
-        )
-    other_dtypes = {name: tensor.dtype for name, tensor in others}
-    heads = _heads(checkpoint.config)
+    weights = weights_of(checkpoint)
+    sections = sections_of(checkpoint.config)
     linears: dict[Linear, str] = {}
-    experts: dict[Linear, str] = {}
-    for module, weights in groups.items():
-        into = experts if _EXPERT.match(module) else linears
-        for linear in _merge(module, weights, heads, other_dtypes):
-            into.setdefault(linear, module)
-    notes = (
-        *_about_experts(groups, experts),
-        *_about_shared_experts(linears, experts),
-        *_about_unknown(linears),
-        *_about_odd(odd, checkpoint.tensors),
-        *_about_other_dtypes(others),
+    unknown = set()
+    questions: dict[str, str] = {}
+    for path, found in weights.modules.items():
+        if EXPERT.match(path):
+            continue
+        module = Module(path, found, section_for(path, sections))
+        for linear in _layers_of(_with_shared_keys(module, weights), weights):
+            linears.setdefault(linear, path)
+            if role_of(path, linear.leaf, module.leaves) is None:
+                unknown.add(linear.name)
+        for question in _open_questions(module):
+            questions.setdefault(question, path)
+    stacked = _stacked_experts(weights, sections)
+    if stacked:
+        linears = _without_checks_of_shared_experts(linears)
+    return ModelLinears(
+        linears={linear: linears[linear] for linear in sorted(linears, key=running_order)},
+        experts=_experts(weights),
+        stacked_experts=stacked,
+        unknown=frozenset(unknown),
+        open_questions=questions,
+        weights=weights,
+        rounds_activations=has_rounded_activations(checkpoint.config),
     )
-    return ModelLinears({linear: linears[linear] for linear in sorted(linears, key=_rank)}, heads, notes)
 
 
-def _heads(config: Mapping[str, Any]) -> Heads:
-    text = config.get("text_config") or config  # models that also see keep the language model's fields apart
-    query = text.get("num_attention_heads")
-    key_value = text.get("num_key_value_heads") or query
-    return Heads(*(count if isinstance(count, int) and count > 0 else None for count in (query, key_value)))
+def running_order(linear: Linear) -> tuple[bool, int, str]:
+    order = list(ROLES)
+    return bool(linear.parent), order.index(linear.leaf) if linear.leaf in order else len(order), linear.name
 
 
-def _merge(
-    module: str, weights: Mapping[str, Tensor], heads: Heads, other_dtypes: Mapping[str, str]
-) -> Iterable[Linear]:
-    rest = dict(weights)
-    for merged, leaves in _MERGED.items():
-        present = [leaf for leaf in leaves if leaf in rest]
-        for leaf in leaves:
-            other = other_dtypes.get(f"{module}.{leaf}")
-            if present and other:
-                raise ValueError(
-                    f"{module} has {present[0]} in {FP8} and {leaf} in {other}; engines merge them into "
-                    f"{merged} and need one dtype. Take a checkpoint that quantises both or neither"
-                )
-        if len(present) == len(leaves):
-            yield _linear(module, merged, {leaf: rest.pop(leaf) for leaf in leaves}, heads)
-    for leaf, weight in rest.items():
-        yield _linear(module, leaf, {leaf: weight}, heads)
+def _experts(weights: Weights) -> dict[Linear, str]:
+    """The layers of each different routed expert: most of some ten thousand are alike."""
+    different = {tuple(found.items()): path for path, found in weights.modules.items() if EXPERT.match(path)}
+    return {
+        linear: path
+        for found, path in different.items()
+        for linear in _layers_of(Module(path, dict(found), NO_SECTION), weights)
+    }
 
 
-def _linear(module: str, name: str, weights: Mapping[str, Tensor], heads: Heads) -> Linear:
-    widths = {weight.shape[1] for weight in weights.values()}
+def _stacked_experts(weights: Weights, sections: Iterable[Section]) -> dict[Linear, str]:
+    """The layers of one routed expert of those that are held in one tensor for all."""
+    linears = {}
+    for path, found in weights.stacked.items():
+        section = section_for(path, sections)
+        one = {leaf: _one_expert(leaf, tensor, section) for leaf, tensor in found.items()}
+        for linear in _layers_of(Module(path, one, section), weights):
+            linears[replace(linear, name=f"experts.{linear.leaf}")] = path
+    return linears
+
+
+def _layers_of(module: Module, weights: Weights) -> Iterator[Linear]:
+    rest = list(module.weights)
+    for merge in MERGES:
+        leaves = _leaves_to_merge(merge, rest, module, weights)
+        if leaves:
+            yield _linear(merge.name, leaves, module, weights)
+            rest = [leaf for leaf in rest if leaf not in leaves]
+    for leaf in rest:
+        yield _linear(leaf, (leaf,), module, weights)
+
+
+def _leaves_to_merge(merge: Merge, rest: list[str], module: Module, weights: Weights) -> tuple[str, ...]:
+    """The weights of a merged layer, a key's standing for an absent value's; none where it is not to be."""
+    present = [leaf for leaf in merge.leaves if leaf in rest]
+    if not present:
+        return ()
+    for leaf in merge.leaves:
+        other = weights.others.get(f"{module.path}.{leaf}")
+        if other is not None:
+            raise ValueError(
+                f"{module.path} has {present[0]} in {FP8} and {leaf} in {other.dtype}; engines merge them "
+                f"into {merge.name} and need one dtype. Take a checkpoint that quantises both or neither"
+            )
+    if present == list(merge.leaves):
+        return merge.leaves
+    if merge.name == _QKV.name and present == list(merge.leaves[:2]):
+        query, key = present
+        return query, key, key
+    return ()
+
+
+def _linear(name: str, leaves: tuple[str, ...], module: Module, weights: Weights) -> Linear:
+    widths = {module.weights[leaf].shape[1] for leaf in leaves}
     if len(widths) > 1:
-        sizes = ", ".join(f"{leaf} {weight.shape}" for leaf, weight in weights.items())
+        sizes = ", ".join(f"{leaf} {module.weights[leaf].shape}" for leaf in leaves)
         raise ValueError(
-            f"{module}: {sizes} differ in K and cannot be merged into {name}; download them again"
+            f"{module.path}: {sizes} differ in K and cannot be merged into {name}; download them again"
         )
-    parts = tuple(_part(leaf, weight.shape[0]) for leaf, weight in weights.items())
-    if len(parts) == 1 and name in _MERGED:
-        parts = _parts_of_fused(name, parts[0].rows, heads)
-    return Linear(_label(module, name), _SPLITS.get(name, "replicated"), parts, widths.pop())
+    role = role_of(module.path, name, module.leaves)
+    split = role.split if role else "replicated"
+    parts = tuple(part for leaf in leaves for part in parts_of(leaf, module))
+    sharded = any((module.path, leaf) in weights.sharded for leaf in leaves)
+    whole_blocks = not (sharded or _has_values_of_another_size(parts))
+    return Linear(label(module.path, name), split, parts, widths.pop(), whole_blocks)
 
 
-def _part(leaf: str, rows: int) -> Part:
-    kind: Literal["query", "key-value"] | None = None
-    if leaf in _QUERY_HEADS:
-        kind = "query"
-    elif leaf in _KV_HEADS:
-        kind = "key-value"
-    return Part(leaf, rows, kind)
+def _has_values_of_another_size(parts: tuple[Part, ...]) -> bool:
+    of_heads = [part.rows for part in parts if part.heads is not None and part.heads.kind == KEY_VALUE]
+    return len(of_heads) == 2 and of_heads[0] != of_heads[1]
 
 
-def _parts_of_fused(name: str, rows: int, heads: Heads) -> tuple[Part, ...]:
-    """The parts of a layer that the checkpoint holds merged already."""
-    if name == "gate_up_proj" and rows % 2 == 0:
-        return Part("gate_proj", rows // 2), Part("up_proj", rows // 2)
-    if name == "qkv_proj" and heads.query and heads.key_value:
-        head, left = divmod(rows, heads.query + 2 * heads.key_value)
-        if not left:
-            numbers = (heads.query, heads.key_value, heads.key_value)
-            return tuple(_part(leaf, n * head) for leaf, n in zip(_MERGED[name], numbers, strict=True))
-    # Their rows cannot be told apart, so that a rank's share is known for the whole alone.
-    return (Part(name, rows, "query" if name == "qkv_proj" else None),)
+def _with_shared_keys(module: Module, weights: Weights) -> Module:
+    """`module` with the keys and values of an earlier layer, if the config says that it reads these."""
+    query, *others = _QKV.leaves
+    shared = module.section.fields.get("num_kv_shared_layers")
+    layer = layer_of(module.path)
+    if not shared or layer is None or module.leaves & {query, *others} != {query}:
+        return module
+    template = module.path.split(".")
+    number = template.index(str(layer))
+    for earlier in range(layer - 1, -1, -1):
+        template[number] = str(earlier)
+        found = weights.modules.get(".".join(template), {})
+        if {query, others[0]} <= found.keys() and found[query].shape == module.weights[query].shape:
+            keys = {leaf: found[leaf] for leaf in others if leaf in found}
+            return replace(module, weights={**module.weights, **keys})
+    return module
 
 
-def _label(module: str, name: str) -> str:
+def _open_questions(module: Module) -> Iterator[str]:
+    query, key, value = _QKV.leaves
+    lacks_values = module.leaves & {query, key, value} == {query, key}
+    if lacks_values and not module.section.fields.get("attention_k_eq_v"):
+        yield f"whether keys serve as values, as listed: it lacks {value}, and config.json attention_k_eq_v"
+    if {"q_a_proj", "kv_a_proj_with_mqa", "g_proj"} <= module.leaves:
+        yield "whether g_proj is merged with q_a_proj, which differs by model; it is listed by itself"
+
+
+def _one_expert(leaf: str, stacked: Tensor, section: Section) -> Tensor:
+    """(N, K) of one expert among all of a layer, which some models store transposed."""
+    _, N, K = stacked.shape
+    role = ROLES.get(leaf)
+    reads_hidden = role is None or role.split == "column"
+    of_hidden, other = (K, N) if reads_hidden else (N, K)
+    transposed = other == section.hidden_size != of_hidden
+    return Tensor(stacked.dtype, (K, N) if transposed else (N, K))
+
+
+def _without_checks_of_shared_experts(linears: Mapping[Linear, str]) -> dict[Linear, str]:
+    """`linears`, of which shared experts beside stacked ones are listed at any width.
+
+    Where a layer's experts are one tensor, its experts may be distributed or cut, as the engine is told at
+    its start. The checkpoint does not show which. What is amiss with these is said (`notes.py`), not refused.
+    """
+    return {
+        replace(linear, whole_blocks=linear.whole_blocks and not is_shared_expert(linear)): module
+        for linear, module in linears.items()
+    }
+
+
+def is_shared_expert(linear: Linear) -> bool:
+    return linear.parent.startswith(("share_expert", "shared_expert", "shared_mlp"))
+
+
+def label(path: str, name: str) -> str:
     """`name`, behind its parent's where that tells layers of one name apart."""
-    parent = "experts" if _EXPERT.match(module) else module.rpartition(".")[2]
-    return name if parent in _PLAIN_PARENTS or parent.isdigit() else f"{parent}.{name}"
-
-
-def _rank(linear: Linear) -> tuple[bool, int, str]:
-    parent, _, leaf = linear.name.rpartition(".")
-    order = list(_SPLITS)
-    return bool(parent), order.index(leaf) if leaf in order else len(order), linear.name
-
-
-def _about_experts(groups: Iterable[str], experts: Iterable[Linear]) -> Iterable[str]:
-    layers = Counter(match[1] for match in map(_EXPERT.match, groups) if match)
-    if not layers:
-        return
-    counts = set(layers.values())
-    count = f"{counts.pop()} in each" if len(counts) == 1 else f"{layers.total()} in all"
-    shapes = ", ".join(
-        _sized(linear.name.rpartition(".")[2], linear.N, linear.K) for linear in sorted(experts, key=_rank)
-    )
-    yield f"routed experts ({count} of {len(layers)} layers), a grouped GEMM of its own: {shapes}, undivided"
-
-
-def _about_shared_experts(linears: Iterable[Linear], experts: Mapping[Linear, str]) -> Iterable[str]:
-    if experts and any(linear.name.startswith("shared_experts.") for linear in linears):
-        yield "shared_experts, where the engine fuses them into the routed experts; listed as if it did not"
-
-
-def _about_unknown(linears: Iterable[Linear]) -> Iterable[str]:
-    names = sorted({linear.name for linear in linears if linear.name.rpartition(".")[2] not in _SPLITS})
-    if names:
-        yield f"how engines merge or divide {_list(names)}, unknown here; listed whole, as on each rank"
-
-
-def _about_odd(names: list[str], tensors: Mapping[str, Tensor]) -> Iterable[str]:
-    if names:
-        example = _sized(names[0], *tensors[names[0]].shape)
-        yield f"FP8 tensors that are no 2-D weight of a linear layer: {len(names)}, such as {example}"
-
-
-def _about_other_dtypes(others: Iterable[tuple[str, Tensor]]) -> Iterable[str]:
-    by_dtype: dict[str, dict[str, None]] = defaultdict(dict)
-    for name, tensor in others:
-        module, _, leaf = name.rpartition(".")
-        if min(tensor.shape) >= _LARGE and "embed" not in name and leaf != "wte":
-            by_dtype[tensor.dtype][_sized(_label(module, leaf), *tensor.shape)] = None
-    for dtype, layers in by_dtype.items():
-        yield f"kept in {dtype}: {_list(list(layers))}"
-
-
-def _sized(name: str, *shape: int) -> str:
-    return f"{name} ({', '.join(map(str, shape))})"
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    parent = "experts" if EXPERT.match(path) else path.rpartition(".")[2]
+    plain = parent in _PLAIN_PARENTS or parent.isdigit()
+    return name if plain and not name.isdigit() else f"{parent}.{name}"

@@ -53,6 +53,15 @@ def test_list_shapes_prints_and_stops(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(capsys.readouterr().out.splitlines()) == 25
 
 
+def test_experts_are_divided_or_distributed(capsys: pytest.CaptureFixture[str]) -> None:
+    tune = ["--model", "qwen3-235b-a22b", "--tp", "8", "--list-shapes"]
+    assert command.main(tune) == command.CANNOT_RUN
+    error = capsys.readouterr().err
+    assert "routed experts" in error and "192 of its 1536 rows" in error and "they fit: ep 2, 4, 8" in error
+    assert command.main([*tune, "--ep", "2"]) == command.DONE
+    assert "at tp 8, ep 2: 2 shapes on each rank" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [

@@ -37,6 +37,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     what.add_argument("--model", action="append", default=[], help="Hugging Face id or directory; repeatable")
     what.add_argument("--tp", type=int, default=1, help="tensor-parallel size of --model (default 1)")
     what.add_argument(
+        "--ep",
+        type=int,
+        default=1,
+        help="expert-parallel size of --model: its experts are distributed that many ways (default 1)",
+    )
+    what.add_argument(
         "--shapes", action="append", default=[], choices=models.shape_list_names(), help="a list"
     )
     what.add_argument("--N", type=int, help="rows of one weight matrix (output features); with --K")
@@ -98,7 +104,7 @@ def _shapes(
     found: dict[tuple[int, int], None] = {}
     texts = []
     for model in options.model:
-        shapes = models.weight_shapes(model, options.tp)
+        shapes = models.weight_shapes(model, options.tp, ep=options.ep)
         found |= dict.fromkeys(shapes.shapes)
         texts.append(models.listing(shapes))
     for name in options.shapes:
