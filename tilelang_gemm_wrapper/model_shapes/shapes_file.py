@@ -65,12 +65,12 @@ class EngineShapes:
 
 
 def read_shapes_file(path: str | os.PathLike[str]) -> EngineShapes:
-    """What `EngineShapes.write` wrote. ValueError says what is wrong with another file, and what to do."""
+    """What `EngineShapes.write` wrote. ValueError says what is wrong with any other file, and what to do."""
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"the shapes file {path} cannot be read ({error.strerror or error}); give one that an engine wrote"
+            f"shapes file {path} cannot be read ({error.strerror or error}); give one that an engine wrote"
         ) from error
     except (ValueError, RecursionError) as error:
         raise _malformed(path, f"it is no JSON text ({first_line(error)})") from error
