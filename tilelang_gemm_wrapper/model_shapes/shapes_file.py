@@ -2,7 +2,8 @@
 
     {"format": 1, "engine": "sglang", "engine_version": "0.5.23", "model": "Qwen/Qwen3-4B-FP8", "tp": 2,
      "layers": [{"N": 3072, "K": 2560, "layers": 36}, ...],
-     "experts": [{"E": 128, "N": 768, "K": 2048, "layers": 48}, ...]}
+     "experts": [{"E": 128, "N": 768, "K": 2048, "layers": 48}, ...],
+     "not_covered": ["FP8 weights that are ..."]}
 
 Importing this needs no torch: the tuner reads such a file where no engine is installed.
 """
@@ -30,6 +31,7 @@ class EngineShapes:
 
     layers: (N, K) of a rank's weight -> how many layers have it.
     experts: (E, N, K) of the stacked weights of a layer's routed experts -> how many layers have them.
+    not_covered: what else in FP8 the engine built or the shapes leave open, as clauses.
 
     ValueError for an empty text or a number that is not whole and positive.
     """
@@ -40,12 +42,13 @@ class EngineShapes:
     tp: int
     layers: Mapping[tuple[int, int], int]
     experts: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    not_covered: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{name} = {value!r}: expected a text")
+            _check_text(name, getattr(self, name))
+        for clause in self.not_covered:
+            _check_text("an item of not_covered", clause)
         _check_positive("tp", self.tp)
         for what, names, counts in (("layers", _DENSE, self.layers), ("experts", _STACKED, self.experts)):
             for shape, count in counts.items():
@@ -60,6 +63,7 @@ class EngineShapes:
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
         lines.append(f'  "layers": {_rows(_DENSE, self.layers)}')
         lines.append(f'  "experts": {_rows(_STACKED, self.experts)}')
+        lines.append(f'  "not_covered": {json.dumps(self.not_covered)}')
         with replacing(Path(path)) as file:
             file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -94,16 +98,14 @@ def _from_fields(fields: Any) -> EngineShapes:
         **{name: _field(fields, name) for name in (*_TEXTS, "tp")},
         layers=_counts(fields, "layers", _DENSE),
         experts=_counts(fields, "experts", _STACKED),
+        not_covered=tuple(_list(fields, "not_covered", "texts")),
     )
 
 
 def _counts(fields: Mapping[str, Any], what: str, names: tuple[str, ...]) -> dict[Any, int]:
-    rows = _field(fields, what)
     wanted = f"{', '.join(names)} and layers"
-    if not isinstance(rows, list):
-        raise ValueError(f"{what} = {_short(rows)}: expected a list of objects with {wanted}")
     counts: dict[tuple[int, ...], int] = {}
-    for row in rows:
+    for row in _list(fields, what, f"objects with {wanted}"):
         if not isinstance(row, dict) or not {*names, "layers"} <= row.keys():
             raise ValueError(f"{what} has {_short(row)}: expected an object with {wanted}")
         for name in (*names, "layers"):
@@ -115,10 +117,22 @@ def _counts(fields: Mapping[str, Any], what: str, names: tuple[str, ...]) -> dic
     return counts
 
 
+def _list(fields: Mapping[str, Any], what: str, of: str) -> list[Any]:
+    value = _field(fields, what)
+    if not isinstance(value, list):
+        raise ValueError(f"{what} = {_short(value)}: expected a list of {of}")
+    return value
+
+
 def _field(fields: Mapping[str, Any], name: str) -> Any:
     if name not in fields:
         raise ValueError(f"it has no {name}")
     return fields[name]
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} is {_short(value)}: expected a text")
 
 
 def _check_positive(what: str, value: object) -> None:
