@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory
-from .model_shapes.hub import from_cache, from_hub
+from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory, read_json
+from .model_shapes.hub import config_from_hub, config_in_cache, from_cache, from_hub
 from .model_shapes.linears import ModelLinears, linears_of
 from .model_shapes.parallel import shape_on_rank, why_indivisible
 from .model_shapes.shipped import from_shipped, shipped_names
@@ -81,6 +81,30 @@ def weight_shapes(
     return _on_one_rank(os.fspath(model), _find(model, revision, offline), tp)
 
 
+def config_directory(model: str | os.PathLike[str]) -> Path:
+    """The directory with the config.json of `model`: all that an engine needs to build it, without weights.
+
+    `model` is a directory or a Hugging Face id, looked for in the cache and then on the hub. ValueError where
+    there is no config.json, with all that was tried.
+    """
+    name = os.fspath(model)
+    directory = _directory(model)
+    failures: list[SourceError] = []
+    if directory is not None:
+        sources = [lambda: directory / CONFIG_FILE]
+    else:
+        sources = [lambda: config_in_cache(name, None), lambda: config_from_hub(name, None)]
+    for source in sources:
+        try:
+            config = source()
+            read_json(config)
+            return config.parent
+        except SourceError as error:
+            failures.append(error)
+    tried = "; ".join(map(str, failures))
+    raise ValueError(f"{name}: no {CONFIG_FILE} from which an engine can build it: {tried}")
+
+
 def listing(shapes: ModelShapes) -> str:
     """A line for each shape with its layers, then what is not covered; without a newline at the end."""
     rows = [
@@ -144,10 +168,8 @@ def _fitting(found: ModelLinears) -> str:
 
 
 def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
-    name, directory = os.fspath(model), Path(model).expanduser()
-    # A directory that is named like a model but holds none, say of results, does not hide the model.
-    is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(name)
-    if is_path or (directory / CONFIG_FILE).is_file():
+    name, directory = os.fspath(model), _directory(model)
+    if directory is not None:
         try:
             return read_directory(directory, f"directory {directory}")
         except SourceError as error:
@@ -171,6 +193,14 @@ def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) ->
         f"{name}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
         f"{tried}. Check the id, or download the model (hf download {name}), or give N and K"
     )
+
+
+def _directory(model: str | os.PathLike[str]) -> Path | None:
+    """The directory that `model` means; None where it is an id."""
+    directory = Path(model).expanduser()
+    # A directory that is named like a model but holds none, say of results, does not hide the model.
+    is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(model)
+    return directory if is_path or (directory / CONFIG_FILE).is_file() else None
 
 
 def _sources(model: str, revision: str | None, offline: bool) -> Iterable[Callable[[], Checkpoint]]:

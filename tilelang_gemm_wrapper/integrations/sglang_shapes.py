@@ -1,13 +1,13 @@
 """The block-FP8 layers that SGLang builds on rank 0 of some ranks, without a GPU and without weights.
 
-`engine_shapes.Engine` runs this module and asks {"directory": <with config.json>, "tp": 2}, a line each. The
-answer is a line too: the fields of `EngineShapes` that only the engine knows, or {"step": <what SGLang did>,
+`model_shapes.engine.Engine` runs this module and asks {"directory": <with config.json>, "tp": 2}, a line each.
+The answer is a line too: the fields of `EngineShapes` that only the engine knows, or {"step": <what it did>,
 "why": <its exception>}.
 
-SGLang's own loader builds the model's class on torch's meta device, where weights take no memory. Stand-ins are
-needed for the other ranks, for the GPU that is asked for its architecture, and for packages that do not import
-without one. Each question is answered in a fork: SGLang keeps its arguments and groups in globals of modules,
-and its imports take far longer than a model.
+SGLang's own loader builds the model's class on torch's meta device, where weights take no memory. Stand-ins
+are needed for the other ranks, for the GPU that is asked for its architecture, and for packages that do not
+import without one. Each question is answered in a fork: SGLang keeps its arguments and groups in globals of
+modules, and its imports take far longer than a model.
 """
 
 from __future__ import annotations
