@@ -87,22 +87,29 @@ def config_directory(model: str | os.PathLike[str]) -> Path:
     `model` is a directory or a Hugging Face id, looked for in the cache and then on the hub. ValueError where
     there is no config.json, with all that was tried.
     """
-    name = os.fspath(model)
-    directory = _directory(model)
-    failures: list[SourceError] = []
-    if directory is not None:
-        sources = [lambda: directory / CONFIG_FILE]
-    else:
-        sources = [lambda: config_in_cache(name, None), lambda: config_from_hub(name, None)]
+    name, directory = os.fspath(model), _directory(model)
+    if directory is None and name.casefold() in shipped_names():
+        raise ValueError(
+            f"{name} is a shape file of this package, and an engine needs the whole {CONFIG_FILE}; give the "
+            f"model's Hugging Face id or its directory"
+        )
+    sources: tuple[Callable[[], Path], ...] = (
+        (lambda: config_in_cache(name, None), lambda: config_from_hub(name, None))
+        if directory is None
+        else (lambda: directory / CONFIG_FILE,)
+    )
+    failures = []
     for source in sources:
         try:
             config = source()
             read_json(config)
             return config.parent
         except SourceError as error:
-            failures.append(error)
-    tried = "; ".join(map(str, failures))
-    raise ValueError(f"{name}: no {CONFIG_FILE} from which an engine can build it: {tried}")
+            failures.append(str(error))
+    raise ValueError(
+        f"{name}: an engine needs its {CONFIG_FILE}, and {'; '.join(failures)}. Check the name, or give a "
+        f"directory that has the file"
+    )
 
 
 def listing(shapes: ModelShapes) -> str:

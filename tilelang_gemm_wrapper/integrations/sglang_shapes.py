@@ -1,6 +1,6 @@
 """The block-FP8 layers that SGLang builds on rank 0 of some ranks, without a GPU and without weights.
 
-`model_shapes.engine.Engine` runs this module and asks {"directory": <with config.json>, "tp": 2}, a line each.
+`model_shapes.engine.Engine` runs this module and asks {"directory": <of config.json>, "tp": 2}, a line each.
 The answer is a line too: the fields of `EngineShapes` that only the engine knows, or {"step": <what it did>,
 "why": <its exception>}.
 
