@@ -1,4 +1,4 @@
-"""What is tuned of all that a command line may name, what is left out, and what the result files are called."""
+"""What is tuned of all that a command line may name, what is left out, what the result files are called."""
 
 from __future__ import annotations
 
