@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("sglang", reason="make test-sglang brings SGLang's releases")
 
 from tilelang_gemm_wrapper.core.tuner import command, wanted
+from tilelang_gemm_wrapper.integrations import sglang_shapes
 from tilelang_gemm_wrapper.model_shapes import shipped
 from tilelang_gemm_wrapper.model_shapes.engine import Engine
 from tilelang_gemm_wrapper.model_shapes.shapes_file import read_shapes_file
@@ -142,6 +144,39 @@ DEEPSEEK = COMMON | {  # DeepSeek-V3
         "original_max_position_embeddings": 4096,
     },
 }
+WITHOUT_YARN = {name: value for name, value in DEEPSEEK.items() if name != "rope_scaling"}
+QWEN3_NEXT = COMMON | {  # Qwen3-Next-80B-A3B: layers of linear attention, one of full attention
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "partial_rotary_factor": 0.25,
+    "head_dim": 256,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "quantization_config": BLOCKS
+    | {
+        "modules_to_not_convert": [
+            f"model.layers.{layer}.{name}"
+            for layer in range(4)
+            for name in ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_ba")
+        ]
+    },
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "llama": LLAMA,
@@ -149,6 +184,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe compressed-tensors": QWEN3_MOE | {"quantization_config": COMPRESSED},
     "deepseek": DEEPSEEK,
+    "deepseek without yarn": WITHOUT_YARN,  # whose rotary embedding SGLang refuses on a CPU
 }
 
 
@@ -212,6 +248,64 @@ def test_experts_are_stacked(
     built = engine.shapes(write(tmp_path, MODELS[name]), name, tp)
     assert built.experts == experts
     assert any("shared experts" in clause for clause in built.not_covered) == (name == "deepseek")
+
+
+def test_a_hybrid_model(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_NEXT))
+    built = engine.shapes(tmp_path, "m", 2)
+    assert built.layers == {
+        (6144, 2048): 3,  # of linear attention, its four inputs merged
+        (2048, 2048): 4,
+        (4608, 2048): 1,  # queries with their gates, keys and values
+        (512, 2048): 4,
+        (2048, 256): 4,
+    }
+    assert built.experts == {(8, 512, 2048): 4, (8, 2048, 256): 4}
+
+
+def test_scales_that_sglang_keeps_to_itself_are_told(engine: Engine, tmp_path: Path) -> None:
+    config = QWEN3 | {"quantization_config": BLOCKS | {"scale_fmt": "ue8m0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    built = engine.shapes(tmp_path, "m", 1)
+    heeds_it = [int(part) for part in built.engine_version.split(".")[:3]] >= [0, 5, 21]
+    assert ["ue8m0" in clause for clause in built.not_covered] == [True] * heeds_it
+
+
+class Weights(torch.nn.Module):
+    """Parameters of these names, dtypes and shapes, without memory."""
+
+    def __init__(self, **tensors: tuple[torch.dtype, tuple[int, ...]]) -> None:
+        super().__init__()
+        for name, (dtype, shape) in tensors.items():
+            tensor = torch.empty(shape, dtype=dtype, device="meta")
+            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+E4M3, F32 = torch.float8_e4m3fn, torch.float32
+
+
+def linear(N: int, K: int, scale: str = "weight_scale_inv") -> Weights:
+    return Weights(weight=(E4M3, (N, K)), **{scale: (F32, (-(-N // 128), -(-K // 128)))})
+
+
+def test_what_is_no_linear_layer_of_ours_is_told() -> None:
+    model = torch.nn.Module()
+    model.right = linear(200, 256)  # a last block need not be full
+    model.experts = torch.nn.ModuleList([linear(256, 128, "weight_scale") for _ in range(3)])
+    model.shared_experts = torch.nn.ModuleList([linear(256, 128)])
+    model.stacked = Weights(w13_weight=(E4M3, (4, 256, 128)), w13_weight_scale_inv=(F32, (4, 2, 1)))
+    model.unscaled = Weights(weight=(E4M3, (128, 128)))
+    model.mxfp8 = Weights(weight=(E4M3, (128, 128)), weight_scale_inv=(torch.uint8, (1, 1)))
+    model.rows = Weights(weight=(E4M3, (256, 128)), weight_scale=(F32, (256, 1)))
+    model.absorbed = Weights(w_kc=(E4M3, (128, 128)), w_kc_scale=(F32, (1, 1)))
+    model.half = Weights(weight=(torch.bfloat16, (128, 128)), weight_scale_inv=(F32, (1, 1)))
+    account = sglang_shapes._account(model)
+    assert account["layers"] == [[200, 256, 1], [256, 128, 4]]
+    assert account["experts"] == [[4, 256, 128, 1]]
+    others, single, shared = account["not_covered"]
+    assert "block: 4, such as unscaled.weight (128, 128) with no scales" in others
+    assert single.startswith("3 layers of single experts")
+    assert shared.startswith("1 layers of shared experts")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import importlib.machinery
 import inspect
 import json
 import os
+import re
 import sys
 import traceback
 import types
@@ -28,6 +29,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tilelang_gemm_wrapper.core import child_process
 from tilelang_gemm_wrapper.model_shapes.blocks import BLOCK
@@ -35,29 +37,32 @@ from tilelang_gemm_wrapper.model_shapes.blocks import BLOCK
 # Operators for GPUs, of which nothing runs here. Off CUDA, rotary embeddings import the one of vLLM.
 _OPERATORS = ("sgl_kernel", "vllm", "vllm._custom_ops")
 _HOPPER = (9, 0)
+_SINGLE_EXPERT = re.compile(r"\bexperts\.\d")  # one of a list of modules, where others have a stacked weight
 _LONGEST_REASON = 300  # characters
 
 
 def main() -> None:
     """Answer the questions of standard input, each in a line, until it ends."""
     answers = child_process.begin()
-    failure = _why_not_imported()
+    failure = None
+    try:
+        _import_engine()
+    except Exception as error:  # whatever a package raises while it is imported
+        failure = _failure("was imported", error)
     for line in sys.stdin:
         question = json.loads(line)
         answers.write((failure or _in_a_fork(Path(question["directory"]), question["tp"])) + "\n")
 
 
-def _why_not_imported() -> str | None:
-    """The answer to every question where SGLang cannot be imported; None where it was."""
+def _import_engine() -> None:
     sys.meta_path.insert(0, _Operators())
     torch.cuda.get_device_capability = lambda device=None: _HOPPER  # type: ignore[assignment]
-    try:
-        import_module("sglang.srt.server_args")
-        import_module("sglang.srt.model_loader.loader")
-        import_module("sglang.srt.models.registry")  # imports the class of every model
-    except Exception as error:  # whatever a package raises while it is imported
-        return _failure("was imported", error)
-    return None
+    import_module("sglang.srt.server_args")
+    utils = import_module("sglang.srt.utils")
+    utils.get_device = utils.common.get_device = lambda device_id=None: "meta"
+    import_module("sglang.srt.model_loader.loader")
+    import_module("sglang.srt.models.registry")  # imports the class of every model
+    torch.cuda.Stream = torch.cuda.Event = _Nothing  # type: ignore[assignment,misc]
 
 
 def _in_a_fork(directory: Path, tp: int) -> str:
@@ -82,8 +87,10 @@ def _in_a_fork(directory: Path, tp: int) -> str:
 def _answer(directory: Path, tp: int) -> str:
     step = ["read config.json"]
     try:
-        model = _build(directory, tp, step)
-        return json.dumps({"engine_version": _version(), **_account(model)})
+        model, quantization = _build(directory, tp, step)
+        account = _account(model)
+        account["not_covered"] += _about_scales(quantization)
+        return json.dumps({"engine_version": _version(), **account})
     except Exception as error:  # the engine's refusal, whatever its kind
         return _failure(step[-1], error)
 
@@ -111,8 +118,8 @@ def _version() -> str:
 # ---- building
 
 
-def _build(directory: Path, tp: int, step: list[str]) -> torch.nn.Module:
-    """The model of rank 0; appends to `step` what SGLang is at."""
+def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, Any]:
+    """The model of rank 0 and its quantization config; appends to `step` what SGLang is at."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader import loader
@@ -125,8 +132,8 @@ def _build(directory: Path, tp: int, step: list[str]) -> torch.nn.Module:
         device="cpu",
         load_format="dummy",
         skip_tokenizer_init=True,
-        # The default backends of a CPU need its own operators; layers are the same with any.
-        attention_backend="torch_native",
+        # Those that every model takes on a CPU; layers are the same with others.
+        attention_backend="triton",
         disable_radix_cache=True,
         # Whether they are fused depends on the server's other arguments; a tuner can leave out no layer.
         disable_shared_experts_fusion=True,
@@ -141,20 +148,27 @@ def _build(directory: Path, tp: int, step: list[str]) -> torch.nn.Module:
     load_config = LoadConfig(load_format="dummy")
     quantization = loader._get_quantization_config(model_config, load_config)
     step.append("built the model")
-    with set_default_torch_dtype(model_config.dtype), torch.device("meta"):
-        return loader._initialize_model(model_config, load_config, quantization)
+    with set_default_torch_dtype(model_config.dtype), torch.device("meta"), _MetaForCuda():
+        return loader._initialize_model(model_config, load_config, quantization), quantization
 
 
 def _publish(arguments: Any) -> None:
-    """Make them this process's arguments, as a scheduler does first."""
+    """Make them this process's arguments, as a scheduler does first.
+
+    From here on the device is CUDA: on a CPU models take other classes for what has no weights, and some of
+    these refuse what a GPU serves. SGLang must not look for that device while it resolves its arguments.
+    """
     getattr(arguments, "resolve_once", lambda: None)()  # from 0.5.20 on
     try:
-        context = import_module("sglang.srt.runtime_context")
-    except ModuleNotFoundError:
+        from sglang.srt import runtime_context
+        from sglang.srt.runtime_context import publish
+    except ImportError:
+        arguments.device = "cuda"
         import_module("sglang.srt.server_args").set_global_server_args_for_scheduler(arguments)
         return
-    ranks = {"ranks": context.SpawnRanks(world_rank=0)} if hasattr(context, "SpawnRanks") else {}
-    context.publish(arguments, role="scheduler", **ranks)
+    ranks = getattr(runtime_context, "SpawnRanks", None)
+    settings = {"ranks": ranks(world_rank=0)} if ranks else {}
+    publish(arguments, role="scheduler", **settings).override(__name__, device="cuda")
 
 
 def _stand_in_for_ranks(tp: int, arguments: Any, model_config: Any) -> None:
@@ -215,6 +229,24 @@ class _Operators(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """There is nothing to run."""
 
 
+class _MetaForCuda(TorchFunctionMode):
+    """Tensors that are made on a GPU by name go to the meta device."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.device(kwargs.get("device") or "meta").type == "cuda":
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+class _Nothing:
+    """A stream or an event."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None: ...
+
+
 class _AnyClass(type):
     def __getattr__(cls, name: str) -> str:
         return _not_special(name)
@@ -240,7 +272,7 @@ def _account(model: torch.nn.Module) -> dict[str, Any]:
     layers: Counter[tuple[int, ...]] = Counter()
     experts: Counter[tuple[int, ...]] = Counter()
     others: list[str] = []
-    shared_experts = False
+    single_experts = shared_experts = 0
     for module, name, weight, scale in _fp8_weights(model):
         shape = tuple(weight.shape)
         if not _has_our_blocks(shape, scale) or (len(shape) == 2 and name != "weight"):
@@ -248,13 +280,18 @@ def _account(model: torch.nn.Module) -> dict[str, Any]:
             others.append(f"{module}.{name} {shape} with {scales}")
         elif len(shape) == 2:
             layers[shape] += 1
-            shared_experts |= "shared_expert" in module
+            single_experts += bool(_SINGLE_EXPERT.search(module))
+            shared_experts += "shared_expert" in module
         else:
             experts[shape] += 1
     return {
         "layers": [[*shape, count] for shape, count in layers.items()],
         "experts": [[*shape, count] for shape, count in experts.items()],
-        "not_covered": [*_about_others(others), *_about_shared_experts(shared_experts and bool(experts))],
+        "not_covered": [
+            *_about_others(others),
+            *_unless_fused("layers of single experts", single_experts),
+            *_unless_fused("layers of shared experts", shared_experts if experts else 0),
+        ],
     }
 
 
@@ -282,9 +319,15 @@ def _about_others(others: list[str]) -> Iterator[str]:
         )
 
 
-def _about_shared_experts(listed: bool) -> Iterator[str]:
-    if listed:
-        yield "shared experts, where the server fuses them into the routed experts; listed as if it did not"
+def _unless_fused(what: str, count: int) -> Iterator[str]:
+    """The server's arguments, the GPU and the model's code decide it, and none of these is known here."""
+    if count:
+        yield f"{count} {what}, where the server runs them in its grouped GEMM; listed as if it did not"
+
+
+def _about_scales(quantization: Any) -> Iterator[str]:
+    if getattr(quantization, "scale_fmt", None) == "ue8m0":  # releases that do not heed it have no such field
+        yield "calls of these layers, which SGLang keeps for its own kernels because scale_fmt is ue8m0"
 
 
 if __name__ == "__main__":
