@@ -56,9 +56,9 @@ def main() -> None:
 
 def _import_engine() -> None:
     sys.meta_path.insert(0, _Operators())
-    torch.cuda.get_device_capability = lambda device=None: _HOPPER  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda device=None: _HOPPER
     import_module("sglang.srt.server_args")
-    utils = import_module("sglang.srt.utils")
+    utils: Any = import_module("sglang.srt.utils")
     utils.get_device = utils.common.get_device = lambda device_id=None: "meta"
     import_module("sglang.srt.model_loader.loader")
     import_module("sglang.srt.models.registry")  # imports the class of every model
@@ -79,9 +79,8 @@ def _in_a_fork(directory: Path, tp: int) -> str:
     with os.fdopen(reading) as pipe:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
-    return answer or _failure(
-        "built the model", f"its process ended with {os.waitstatus_to_exitcode(status)}"
-    )
+    how = child_process.ending(os.waitstatus_to_exitcode(status))
+    return answer or _failure("was asked", f"its process ended with {how}")
 
 
 def _answer(directory: Path, tp: int) -> str:
@@ -91,7 +90,7 @@ def _answer(directory: Path, tp: int) -> str:
         account = _account(model)
         account["not_covered"] += _about_scales(quantization)
         return json.dumps({"engine_version": _version(), **account})
-    except Exception as error:  # the engine's refusal, whatever its kind
+    except (Exception, SystemExit) as error:  # the engine's refusal, whatever its kind
         return _failure(step[-1], error)
 
 
@@ -236,7 +235,7 @@ class _MetaForCuda(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.device(kwargs.get("device") or "meta").type == "cuda":
+        if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "meta"
         return function(*args, **kwargs)
 
