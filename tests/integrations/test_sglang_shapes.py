@@ -177,6 +177,36 @@ QWEN3_NEXT = COMMON | {  # Qwen3-Next-80B-A3B: layers of linear attention, one o
         ]
     },
 }
+LONGCAT = COMMON | {  # LongCat-Flash: two attentions and two dense parts a layer
+    "architectures": ["LongcatFlashForCausalLM"],
+    "model_type": "longcat_flash",
+    "hidden_size": 6144,
+    "ffn_hidden_size": 12288,
+    "expert_ffn_hidden_size": 2048,
+    "num_layers": 2,
+    "num_attention_heads": 64,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 8,
+    "moe_topk": 2,
+    "zero_expert_num": 2,
+    "zero_expert_type": "identity",
+    "routed_scaling_factor": 6.0,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "attention_method": "MLA",
+    "attention_bias": False,
+    "router_bias": False,
+    "rope_scaling": DEEPSEEK["rope_scaling"],
+}
+HELIUM = QWEN3 | {
+    "architectures": ["HeliumForCausalLM"],
+    "model_type": "helium",
+    "num_attention_heads": 8,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "llama": LLAMA,
@@ -250,17 +280,52 @@ def test_experts_are_stacked(
     assert any("shared experts" in clause for clause in built.not_covered) == (name == "deepseek")
 
 
-def test_a_hybrid_model(engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3_NEXT))
-    built = engine.shapes(tmp_path, "m", 2)
-    assert built.layers == {
-        (6144, 2048): 3,  # of linear attention, its four inputs merged
-        (2048, 2048): 4,
-        (4608, 2048): 1,  # queries with their gates, keys and values
-        (512, 2048): 4,
-        (2048, 256): 4,
-    }
-    assert built.experts == {(8, 512, 2048): 4, (8, 2048, 256): 4}
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        pytest.param(
+            QWEN3_NEXT,
+            {
+                (6144, 2048): 3,  # of linear attention, its four inputs merged
+                (2048, 2048): 4,
+                (4608, 2048): 1,  # queries with their gates, keys and values
+                (512, 2048): 4,
+                (2048, 256): 4,
+            },
+            id="a cache that needs a GPU",
+        ),
+        pytest.param(
+            LONGCAT,
+            {
+                (2112, 6144): 4,
+                (6144, 1536): 4,
+                (8192, 512): 4,
+                (6144, 4096): 4,
+                (12288, 6144): 4,
+                (6144, 6144): 4,
+            },
+            id="a stream of the GPU",
+        ),
+        pytest.param(
+            HELIUM,
+            {(512, 1024): 9, (1024, 512): 3, (1536, 1024): 6, (1024, 1536): 3},
+            id="the class of transformers, put on the GPU, with nothing merged",
+        ),
+    ],
+)
+def test_what_models_ask_of_a_gpu_is_stood_in_for(
+    engine: Engine, tmp_path: Path, config: dict[str, Any], layers: dict[tuple[int, int], int]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert engine.shapes(tmp_path, "m", 2).layers == layers
+
+
+def test_what_is_put_on_the_gpu_by_name_takes_no_memory() -> None:
+    with sglang_shapes._MetaForCuda():
+        assert torch.empty(2, device="cuda").device.type == "meta"
+        assert torch.zeros(2, device=torch.device("cuda", 1)).device.type == "meta"
+        assert torch.empty(2, device="cpu").device.type == "cpu"
+        assert torch.empty(2).device.type == "cpu"
 
 
 def test_scales_that_sglang_keeps_to_itself_are_told(engine: Engine, tmp_path: Path) -> None:
