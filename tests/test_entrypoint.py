@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -418,6 +419,7 @@ def test_warmup_survives_its_bookkeeping(monkeypatch, tmp_path, trouble):
 
     monkeypatch.setattr(compile_cache, "run_jobs", run_jobs)
     monkeypatch.setattr(kernel_cache, "_in_use", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path))
     if trouble == "no cache":
         monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", "/dev/null/cache")
