@@ -1,23 +1,60 @@
-"""Values that several commands take on their command lines."""
+"""What commands share: values on their command lines, and how what stops one is told."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .config_file import LARGEST_M
+from .failure_text import told
+
+DONE, CANNOT_RUN = 0, 2
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+
+
+def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
+    """The exit status of `run`; what was wrong or missing is one line on standard error, and status 2.
+
+    Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
+    """
+    try:
+        status = run()
+        sys.stdout.flush()  # now: at exit nobody can catch that the reader has gone
+        return status
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, RuntimeError, ImportError, OSError) as failure:
+        print(f"{program}: {told(failure)}", file=sys.stderr)
+        return CANNOT_RUN
+
+
+def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:
+    """End as `parser.error` does, in one line: where the usage would say nothing about what is wrong."""
+    parser.exit(CANNOT_RUN, f"{parser.prog}: {told(failure)}\n")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """For argparse: "1,8,64" as (1, 8, 64), each at least 1."""
+    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    if max(numbers) > LARGEST_M:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number above {LARGEST_M}")
     return numbers
 
 
 def whole_number(text: str) -> int:
-    """For argparse: "40" as 40, at least 1."""
+    """For argparse: "40" as 40, from 1 to `LARGEST_M`."""
     numbers = whole_numbers(text)
     if len(numbers) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")

