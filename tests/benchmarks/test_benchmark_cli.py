@@ -59,6 +59,11 @@ def test_without_a_gpu_it_says_why_and_exits_2(without_gpu, capsys, tmp_path, mo
             ["--N", "4096", "--K", "8192", "--compile-workers", "-1"],
             "--compile-workers -1: must be 0 or more",
         ),
+        (["--N", "99999999999999999999", "--K", "16"], "at most 2147483647"),
+        (
+            ["--N", "4096", "--K", "8192", "--budget-ms", "inf"],
+            "inf: must be above 0, and finite",
+        ),
         (["--from-csv", "no such file.csv"], "no such file.csv"),
     ],
 )
@@ -67,6 +72,32 @@ def test_wrong_arguments_are_told_before_anything_runs(arguments, message, witho
         bench.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["no such file.csv", "/", __file__])
+def test_a_csv_that_is_none_is_told_in_one_line(path, without_gpu, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        bench.main(["--from-csv", path], program="bench")
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench: {path}") and len(line) < 300
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(without_gpu, capsys, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "old.md")
+
+    path = tmp_path / "old.csv"
+    write_rows(path, [row("tilelang_gemm", 1, p20_us=19.0, p50_us=20.0, p80_us=21.0, ideal_us=10.0)], Row)
+    monkeypatch.setattr(bench.report, "write_report", refused)
+    assert bench.main(["--from-csv", str(path)], program="bench") == 2
+    assert capsys.readouterr().err == "bench: old.md: Permission denied\n"
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_help_names_the_command(command):
+    line = [sys.executable, "-m", "tilelang_gemm_wrapper", command, "--help"]
+    assert subprocess.check_output(line, text=True, timeout=60).startswith(f"usage: tilelang-gemm {command} ")
 
 
 def test_a_csv_alone_gives_the_report_again(without_gpu, capsys, tmp_path):

@@ -121,8 +121,8 @@ def known_device(name: str) -> Device:
     known = KNOWN_DEVICES.get(canonical_name(name))
     if known is None:
         near = _near_names(name)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"device {name!r} is not known; {meant}Known are {', '.join(KNOWN_DEVICES)}")
+        meant = f"; did you mean {' or '.join(near)}? Known are" if near else "; known are"
+        raise ValueError(f"device {name!r} is not known{meant} {', '.join(KNOWN_DEVICES)}")
     return known
 
 

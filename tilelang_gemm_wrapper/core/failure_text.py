@@ -6,7 +6,7 @@ import re
 
 _LONGEST = 300  # characters
 # As compilers mark it ("k.cu(12): error: ...", "ptxas fatal   : ..."), with something behind the colon.
-_ERROR_LINE = re.compile(r"\b(error|fatal)\b[^:]{0,12}:\s*\S", re.IGNORECASE)
+_ERROR_LINE = re.compile(r"\b(?:error|fatal)\b(?:\s+[#A-Z]?[0-9]+)?\s*:\s*\S", re.IGNORECASE)
 
 # Which extra of this package brings a module that can be missing.
 _EXTRAS = {

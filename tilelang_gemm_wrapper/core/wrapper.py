@@ -14,6 +14,7 @@ from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel
 from tilelang_gemm_wrapper.core.device import cpu_device, device_of
 from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable, build_table, fallback_choice, log_notes
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.problem import lies_right
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Gemm:
                     self.table.N,
                     self.table.K,
                     self.table.device,
-                    f"{choice.config} did not compile ({type(problem).__name__}: {problem})",
+                    f"{choice.config} did not compile ({first_line(problem)})",
                 )
                 logger.warning("N=%d, K=%d: %s", self.table.N, self.table.K, choice.reason)
         return backends.backend(choice.kernel).gemm
