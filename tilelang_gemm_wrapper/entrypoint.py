@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from tqdm import tqdm
 
 from tilelang_gemm_wrapper import backends
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
+from tilelang_gemm_wrapper.core.arguments import size_of
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.config_file import LARGEST_M
 from tilelang_gemm_wrapper.core.device import Device, cpu_device, device_of, known_device, why_no_cuda
 from tilelang_gemm_wrapper.core.dispatch import build_table, why_shape_unfit
 from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
@@ -93,7 +92,7 @@ def explain(M: int, N: int, K: int, device: str | int | torch.device | Device | 
     Raises ValueError for sizes that are no whole numbers and for an unknown device, RuntimeError for a CUDA
     device that torch does not see.
     """
-    M, N, K = _whole("M", M, 0), _whole("N", N, 1), _whole("K", K, 1)
+    M, N, K = size_of("M", M, 0), size_of("N", N, 1), size_of("K", K, 1)
     target = _device(device)
     if M == 0:
         return Explanation(M, N, K, target.name, "none", None, "entrypoint", "M = 0 has nothing to compute")
@@ -157,7 +156,7 @@ def warm_up(
     progress: bool = True,
 ) -> Warmup:
     """As `warmup`, with an account of what it did."""
-    wanted, m_max = _shapes(shapes), _whole("m_max", m_max, 1)
+    wanted, m_max = _shapes(shapes), size_of("m_max", m_max, 1)
     index = _index(device)
     if index is None:
         expected = 'expected a CUDA index, "cuda:1", a torch.device or None'
@@ -219,19 +218,6 @@ def _warm_backend(gemm: wrapper.Gemm, position: int, m_max: int, index: int) -> 
     backend.warmup(gemm.table.N, gemm.table.K, m_values, torch.device("cuda", index))
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int; ValueError where it is none (True is none, NumPy's are) or out of bounds."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if not least <= number <= LARGEST_M:
-        raise ValueError(
-            f"{name} is {value!r}, expected a whole number of at least {least}, at most {LARGEST_M}"
-        )
-    return number
-
-
 def _shapes(shapes: Any) -> list[tuple[int, int]]:
     """Each (N, K) once, in their order. ValueError names the first that is no pair of whole numbers."""
     expected = "expected pairs (N, K) of whole numbers, as in [(6144, 2560)]"
@@ -245,7 +231,7 @@ def _shapes(shapes: Any) -> list[tuple[int, int]]:
             N, K = shape
         except (TypeError, ValueError):
             raise ValueError(f"shapes has {shape!r}, {expected}") from None
-        found.append((_whole(f"N of shape {shape!r}", N, 1), _whole(f"K of shape {shape!r}", K, 1)))
+        found.append((size_of(f"N of shape {shape!r}", N, 1), size_of(f"K of shape {shape!r}", K, 1)))
     return list(dict.fromkeys(found))
 
 

@@ -1,12 +1,13 @@
-"""What commands share: values on their command lines, and how what stops one is told."""
+"""Values that commands and public calls take, and how what stops a command is told."""
 
 from __future__ import annotations
 
 import argparse
+import operator
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .config_file import LARGEST_M
 from .failure_text import told
@@ -59,3 +60,19 @@ def whole_number(text: str) -> int:
     if len(numbers) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")
     return numbers[0]
+
+
+def size_of(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int from `least` to `LARGEST_M`; ValueError where it is none.
+
+    NumPy's whole numbers are some, True and 1.0 are not.
+    """
+    try:
+        size = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = least - 1
+    if not least <= size <= LARGEST_M:
+        raise ValueError(
+            f"{name} is {value!r}, expected a whole number of at least {least}, at most {LARGEST_M}"
+        )
+    return size
