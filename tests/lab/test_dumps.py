@@ -134,7 +134,7 @@ def test_running_needs_a_gpu(folder: Path) -> None:
         ("base", {"M": 0}, "M is 0, expected a whole number of at least 1"),
         ("splitK", {"K": 100}, "K = 100 is not a multiple of 128, as the TileLang kernels need; triton_gemm"),
         ("gemv_triton", {"K": 0}, "K is 0, expected a whole number"),
-        ("rmsnorm_tilelang", {"K": 2**40}, "K is 1099511627776, expected a whole number .* at most 2147483647"),
+        ("rmsnorm_tilelang", {"K": 2**40}, "K is 1099511627776, .* at most 2147483647"),
         ("triton_gemm", {"N": 16.0}, "N is 16.0, expected a whole number"),
     ],
 )  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_told_before_compiling(
 ) -> None:
     monkeypatch.setattr(kernels, "build", lambda *_: pytest.fail("compiled"))
     (tmp_path / "file").write_text("here")
-    with pytest.raises(ValueError, match="cannot be written to|is a file; give a folder"):
+    with pytest.raises(ValueError, match=r"cannot be written to|is a file; give a folder"):
         dump("rmsnorm_triton", tmp_path / place)
 
 
