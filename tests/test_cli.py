@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -275,6 +277,49 @@ def test_configs_check_fails_on_a_chip_nobody_knows(
 
 def test_configs_check_fails_on_a_missing_directory(tmp_path: Path) -> None:
     assert cli.main(["configs", "check", str(tmp_path / "absent")]) == cli.FAILED
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a tuned file whose files cannot be listed, not even by root."""
+    write_table(tmp_path, {"8": ENTRY})
+    usual = os.listdir
+
+    def listdir(path: Any) -> list[str]:
+        if Path(path) == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    return tmp_path
+
+
+@pytest.mark.parametrize("action", ["list", "check"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(
+    action: str,
+    named: bool,
+    unreadable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(unreadable))
+    status = cli.main(["configs", action, *([str(unreadable)] if named else [])])
+    assert status == (cli.FAILED if action == "check" else cli.DONE)
+    assert f"{unreadable}: cannot be read (Permission denied)" in capsys.readouterr().out.splitlines()
+
+
+def test_a_directory_that_cannot_be_read_has_no_difference(
+    unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["configs", "diff", str(unreadable), "/"]) == cli.CANNOT_RUN
+    assert f"{unreadable} cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["list", "check"])
+def test_a_file_is_no_directory(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["configs", action, __file__])
+    assert f"{__file__}: is no directory" in capsys.readouterr().out.splitlines()
 
 
 def test_shipped_configs_are_all_usable(
