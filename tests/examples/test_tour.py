@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from published_results import needs_results
 
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.conditions import Conditions
@@ -536,6 +537,7 @@ def test_published_reports_are_those_of_their_figures(bench, tour_report, path):
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
+@needs_results
 def test_links_of_the_page_lead_somewhere():
     links = set(re.findall(r"\]\(([^)#]+)\)", TEXT))
     missing = {link for link in links if "://" not in link and not (PAGE.parent / link).exists()}
