@@ -173,8 +173,8 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
         return ValueError(f"tensors are on different devices ({listed}); move them to one")
     if A.is_meta:
         return ValueError(
-            "the tensors are on meta, expected a CUDA device or the CPU; move them there, or, to trace shapes, "
-            "call torch.ops.tilelang_gemm.gemm_nt_f8f8bf16(A, A_scale, B, B_scale, C)"
+            "the tensors are on meta, expected a CUDA device or the CPU; move them there, or to trace "
+            "shapes call torch.ops.tilelang_gemm.gemm_nt_f8f8bf16(A, A_scale, B, B_scale, C)"
         )
     if A.device.type not in ("cuda", "cpu"):
         return ValueError(
