@@ -91,8 +91,16 @@ def test_bench_gets_its_own_options_unread(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("done", "status", "said"),
     [
-        (Warmup(2, 0, 5), cli.DONE, "TileLang kernels: 2 compiled, 5 already in the cache\n"),
-        (Warmup(2, 1, 0), cli.FAILED, "1 compiled, 0 already in the cache, 1 did not compile: other kernels"),
+        (
+            Warmup(missing=2, compiled=2, cached=5),
+            cli.DONE,
+            "TileLang kernels: 2 compiled, 5 already in the cache\n",
+        ),
+        (
+            Warmup(missing=2, compiled=1, failed=1),
+            cli.FAILED,
+            "1 compiled, 0 already in the cache, 1 did not compile: other kernels",
+        ),
         (Warmup(unserved={(100, 128): "N = 100 is odd"}), cli.DONE, "for N=100, K=128: N = 100 is odd\n"),
     ],
 )

@@ -416,10 +416,7 @@ def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
         )
     with caplog.at_level(logging.WARNING):
         did = entrypoint.warm_up([(6144, 2560), (6144, 2560)], m_max=300, progress=False)
-    assert str(did) == (
-        "TileLang kernels: 0 compiled, 0 already in the cache, 1 did not compile: other kernels take their "
-        "place"
-    )
+    assert str(did) == "TileLang kernels: 1 compiled, 0 already in the cache"
     job = CompileJob(6144, 2560, SWAP, "sm_90a")
     cuda = torch.device("cuda", 0)
     assert done == [
@@ -433,6 +430,37 @@ def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
     warmup(iter([(6144, 2560)]), m_max=8192, device=0, progress=False)
     assert [job.config for job in done[0][1]] == [SWAP, SPLIT]
     assert ("deep_gemm", 6144, 2560, [65, 128, 256, 512], cuda) in done
+
+
+def test_warmup_counts_what_is_loaded_not_what_was_tried(monkeypatch):
+    """A kernel found in the cache, one made now, one that does not compile."""
+    found = KernelConfig("base", 128, 128, 128, 4, 256)
+    choices = tuple(Choice(config.kernel_type, config, "test", "") for config in (SWAP, SPLIT, found))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv(configurer.FALLBACK, "torch")
+    for module in (wrapper, entrypoint):
+        monkeypatch.setattr(module, "device_of", lambda index: H200)
+    monkeypatch.setattr(
+        wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64, 512), choices)
+    )
+    monkeypatch.setattr(compile_cache, "is_compiled", lambda job: job.config == found)
+    monkeypatch.setattr(compile_cache, "compile_many", lambda jobs, progress: [])
+
+    def compile_kernel(job):
+        if job.config == SPLIT:
+            raise RuntimeError("ptxas died")
+        return print
+
+    monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
+    did = entrypoint.warm_up([(6144, 2560)], progress=False)
+    assert (did.missing, did.compiled, did.cached, did.failed) == (2, 1, 1, 1)
+    assert str(did) == (
+        "TileLang kernels: 1 compiled, 1 already in the cache, 1 did not compile: other kernels take their "
+        "place"
+    )
 
 
 def test_warmup_names_the_shapes_that_no_tilelang_kernel_takes(monkeypatch):

