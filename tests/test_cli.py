@@ -173,10 +173,34 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["doctor"])
 
 
-def test_a_reader_that_has_read_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m tilelang_gemm_wrapper configs list | true; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("arguments", ["configs list", "--help", "tune --help"])
+def test_a_reader_that_has_read_enough_is_no_error(arguments: str) -> None:
+    command = f"{sys.executable} -m tilelang_gemm_wrapper {arguments} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "tilelang_gemm_wrapper", "configs", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == cli.CANNOT_RUN and "No space left on device" in line
+
+
+def test_without_torch_a_command_says_so_in_one_line() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "sys.stderr = sys.stdout\n"
+        "from tilelang_gemm_wrapper.cli import main\n"
+        "for arguments in ('explain 1 16 128', 'warmup --shapes 16,128', 'bench --shapes public', 'demo',\n"
+        "                  'tune --shapes public', 'lab dump --kernel base --to x'):\n"
+        "    assert main(arguments.split()) == 2, arguments\n"
+    )
+    lines = printed_by(code).splitlines()
+    assert len(lines) == 6
+    assert {line.partition(": ")[2] for line in lines} == {"torch is not installed: pip install torch"}
 
 
 @pytest.mark.parametrize(("held", "status"), [(True, cli.DONE), (False, cli.FAILED)])

@@ -23,6 +23,10 @@ FAILED = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's arguments. Returns the exit status."""
+    return ending_in_one_line("tilelang-gemm", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command not in ("bench", "tune", "lab"):

@@ -22,11 +22,11 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
     Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
     """
     try:
-        status = run()
-        sys.stdout.flush()  # now: at exit nobody can catch that the reader has gone
-        return status
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            return run()
+        finally:
+            _flush()
+    except BrokenPipeError:  # `| head` has read enough
         return DONE
     except KeyboardInterrupt:
         print(f"\n{program}: stopped", file=sys.stderr)
@@ -34,6 +34,15 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
     except (ValueError, RuntimeError, ImportError, OSError) as failure:
         print(f"{program}: {told(failure)}", file=sys.stderr)
         return CANNOT_RUN
+
+
+def _flush() -> None:
+    """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:

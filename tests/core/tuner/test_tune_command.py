@@ -177,6 +177,17 @@ def test_a_run_leaves_table_csv_and_report(
     assert not [path for path in results.iterdir() if path.name.startswith(".")]
 
 
+def test_a_report_that_cannot_be_written_costs_no_table(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate()
+    (tmp_path / "results").write_text("no folder")
+    assert command.main(arguments(tmp_path)) == 0
+    assert written(tmp_path / "out", N, K).entries
+    captured = capsys.readouterr()
+    assert "the report is not written: " in captured.err and "written: " not in captured.out
+
+
 def test_a_second_run_shows_the_gain_over_the_file_in_place(
     simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.config_file import LARGEST_M
+from tilelang_gemm_wrapper.core.failure_text import told
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -256,12 +257,17 @@ def _report(options: argparse.Namespace, results: Sequence[ShapeResult], head: S
         for failure in report.failures_of(result):
             print(f"  left out: {failure}")
     path = options.results_dir / results[0].device.name / f"tune_{_stem(options)}.csv"
-    report.write_csv(path, results)
-    path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
-    written = [path, path.with_suffix(".md")]
-    with suppress(ImportError):  # matplotlib is in the bench extra
-        report.write_plot(path.with_suffix(".png"), results)
-        written.append(path.with_suffix(".png"))
+    written: list[Path] = []
+    try:
+        report.write_csv(path, results)
+        written.append(path)
+        path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
+        written.append(path.with_suffix(".md"))
+        with suppress(ImportError):  # matplotlib is in the bench extra
+            report.write_plot(path.with_suffix(".png"), results)
+            written.append(path.with_suffix(".png"))
+    except OSError as failure:  # the config files are there, and the tables are printed
+        print(f"the report is not written: {told(failure)}", file=sys.stderr)
     print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
 
 
