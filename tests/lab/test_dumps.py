@@ -56,6 +56,7 @@ def replace(file: Path, old: str, new: str) -> None:
     [
         (lambda d: (d / "dump.json").unlink(), "kernel.ptx", "is no dump: it has no dump.json; make one"),
         (lambda d: (d / "dump.json").write_text("{"), "kernel.ptx", "is no JSON"),
+        (lambda d: (d / "dump.json").write_bytes(b"\xff"), "kernel.ptx", "dump.json is no JSON"),
         (lambda d: change(d, format=0), "kernel.ptx", "has format 0, expected 1"),
         (lambda d: change(d, colour="red"), "kernel.ptx", "dump.json is incomplete .*colour"),
         (lambda d: (d / "dump.json").write_text('{"format": 1}'), "kernel.ptx", "is incomplete .*kernel"),
@@ -116,7 +117,9 @@ def test_running_needs_a_gpu(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kernel", "options", "reason"),
     [
-        ("swapBA", {}, "kernel 'swapBA' is not known; expected one of base, swapAB"),
+        ("swapBA", {}, r"kernel 'swapBA' is not known; did you mean swapAB\? Expected one of base"),
+        ("splitk_swapab", {}, r"did you mean splitK_swapAB\?"),
+        ("cutlass", {}, "kernel 'cutlass' is not known; expected one of base, swapAB"),
         ("missing.py:case", {}, "missing.py does not exist"),
         ("swapAB", {"arch": "sm_75"}, "arch is 'sm_75'; expected one of sm_80"),
         ("gemv_triton", {"M": 4}, "gemv_triton has no M; its sizes are N, K"),

@@ -65,6 +65,8 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 def whole_number(text: str) -> int:
     """For argparse: "40" as 40, from 1 to `LARGEST_M`."""
+    if "," not in text and not text.strip().lstrip("+-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     numbers = whole_numbers(text)
     if len(numbers) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")

@@ -64,7 +64,7 @@ class Dump:
             raise ValueError(
                 f"{directory} is no dump: it has no {_MANIFEST}; make one with lab dump"
             ) from None
-        except json.JSONDecodeError as problem:
+        except ValueError as problem:  # bad JSON or bad encoding
             raise ValueError(f"{path} is no JSON ({problem}); dump the kernel again") from None
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             found = fields.get("format") if isinstance(fields, dict) else None
