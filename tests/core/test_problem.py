@@ -288,6 +288,22 @@ def test_neighbours_do_not_overlap():
         assert check(**made) == (4, 48, 256, -1)
 
 
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_c_is_refused_wherever_it_shares_a_byte_with_an_operand(name):
+    """C slides over the operand, from before it to behind it, 16 bytes at a time."""
+    made = tensors()
+    c_bytes, size = 2 * made["C"].numel(), made[name].numel()
+    storage = torch.zeros(c_bytes + size + c_bytes, dtype=torch.uint8)
+    made[name] = storage[c_bytes : c_bytes + size].view(FP8).view(made[name].shape)
+    for start in range(0, c_bytes + size + 1, 16):
+        made["C"] = storage[start : start + c_bytes].view(BF16).view(made["C"].shape)
+        if start in (0, c_bytes + size):  # it ends where the operand begins, or begins where that ends
+            assert check(**made) == (4, 48, 256, -1)
+        else:
+            with pytest.raises(ValueError, match=f"C overlaps {name}"):
+                check(**made)
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_requires_grad_is_no_matter_without_gradients(name):
     made = tensors()
