@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
+import multiprocessing
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ class Outcome:
     killed: int
     timed_out: int  # of those killed
     survivors: tuple[Mutant, ...]
-    failures: tuple[str, ...]  # what kept mutants, or the module, from being tried
+    failure: str | None  # why none was tried
     seconds: float
 
 
@@ -164,33 +163,73 @@ def mutant_of(module: str, function: str | None, diff: str) -> Mutant:
 
 def run_target(target: Target, folder: Path) -> Outcome:
     """Try every mutant of one module, in a fresh copy of the repository below `folder`."""
-    from cosmic_ray.commands import execute, init
-    from cosmic_ray.config import ConfigDict
+    from cosmic_ray.commands import init
     from cosmic_ray.work_db import use_db
 
     began = time.monotonic()
     tree = _copied_tree(folder / target.module.replace("/", "-").removesuffix(".py"))
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
-    tests = [f"tests/{test}" for test in target.tests]
-    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
-    unchanged = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - began
-    if unchanged.returncode:
-        why = f"its tests fail without a change:\n{unchanged.stdout[-2000:]}"
-        return Outcome(target.module, 0, 0, (), (why,), seconds)
-    config = ConfigDict(
-        {
-            "test-command": shlex.join(command),
-            "timeout": 60 + 5 * seconds,
-            "distributor": {"name": "local"},
-        }
-    )
+    sys.path.insert(0, str(tree))
+    status = _test_status(target.tests, 3600)
+    if status != 0:
+        why = f"its tests fail without a change, with status {status}"
+        return Outcome(target.module, 0, 0, (), why, time.monotonic() - began)
+    time_limit = 60 + 10 * (time.monotonic() - began)
+    sys.dont_write_bytecode = True  # two changes within a second would be one to Python
     with use_db(tree / "session.sqlite") as session:
         init([Path(PACKAGE, target.module)], session, {})
         _skip(session, target, annotation_spans(Path(PACKAGE, target.module).read_text()))
-        execute(session, config)
+        for item in session.pending_work_items:
+            session.set_result(item.job_id, _result(item, target.tests, time_limit))
         return _outcome(target.module, session, time.monotonic() - began)
+
+
+def _test_status(tests: Sequence[str], time_limit: float) -> int | None:
+    """Exit status of pytest on these files, None after `time_limit` seconds.
+
+    Run in a fork of this process, which has imported what takes seconds, but nothing of the package.
+    """
+    import hypothesis  # noqa: F401
+    import torch  # noqa: F401
+
+    process = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(tests,))
+    process.start()
+    process.join(time_limit)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return None
+    return process.exitcode
+
+
+def _run_pytest(tests: Sequence[str]) -> None:
+    import pytest
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    options = ["-xq", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    sys.exit(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+
+
+def _result(item: Any, tests: Sequence[str], time_limit: float) -> Any:
+    """What the tests say of the module with one change, as Cosmic Ray records it."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+    from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+
+    (mutation,) = item.mutations
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    with use_mutation(mutation.module_path, operator, mutation.occurrence) as (old, new):
+        status = _test_status(tests, time_limit)
+    diff = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="")
+    return WorkResult(
+        WorkerOutcome.NORMAL,
+        output="timeout" if status is None else f"status {status}",
+        test_outcome=TestOutcome.SURVIVED if status == 0 else TestOutcome.KILLED,
+        diff="\n".join(diff),
+    )
 
 
 def _copied_tree(tree: Path) -> Path:
@@ -220,24 +259,16 @@ def _skip(session: Any, target: Target, spans: Spans) -> None:
 def _outcome(module: str, session: Any, seconds: float) -> Outcome:
     from cosmic_ray.work_item import TestOutcome, WorkerOutcome
 
-    counts: Counter[str] = Counter()
-    survivors, failures = set(), []
-    for item, result in session.completed_work_items:
-        if result.worker_outcome is WorkerOutcome.SKIPPED:
-            continue
-        if (
-            result.worker_outcome is not WorkerOutcome.NORMAL
-            or result.test_outcome is TestOutcome.INCOMPETENT
-        ):
-            failures.append(f"{item.mutations[0].operator_name} could not be tried: {result.output}")
-        elif result.test_outcome is TestOutcome.SURVIVED:
-            survivors.add(mutant_of(module, item.mutations[0].definition_name, result.diff))
-        else:
-            counts["killed"] += 1
-            counts["timed out"] += result.output == "timeout"
-    return Outcome(
-        module, counts["killed"], counts["timed out"], tuple(sorted(survivors)), tuple(failures), seconds
-    )
+    results = [
+        pair for pair in session.completed_work_items if pair[1].worker_outcome is WorkerOutcome.NORMAL
+    ]
+    survivors = {
+        mutant_of(module, item.mutations[0].definition_name, result.diff)
+        for item, result in results
+        if result.test_outcome is TestOutcome.SURVIVED
+    }
+    killed = [result.output for _, result in results if result.test_outcome is TestOutcome.KILLED]
+    return Outcome(module, len(killed), killed.count("timeout"), tuple(sorted(survivors)), None, seconds)
 
 
 def summary(outcome: Outcome, equivalent: Iterable[Mutant]) -> str:
@@ -255,7 +286,7 @@ def verdict(outcomes: Sequence[Outcome], equivalent: Iterable[Mutant]) -> tuple[
     ran = {outcome.module for outcome in outcomes}
     survivors = {mutant for outcome in outcomes for mutant in outcome.survivors}
     listed = {mutant for mutant in equivalent if mutant.module in ran}
-    parts = [f"{outcome.module}: {failure}" for outcome in outcomes for failure in outcome.failures]
+    parts = [f"{outcome.module}: {outcome.failure}" for outcome in outcomes if outcome.failure]
     good = not parts and survivors <= listed
     if unlisted := sorted(survivors - listed):
         parts.append(f"{len(unlisted)} survive: add a test, or list them with a reason in {EQUIVALENT.name}")

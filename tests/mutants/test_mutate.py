@@ -35,8 +35,8 @@ Nothing asks for it.
 """
 
 
-def outcome(*survivors, failures=()):
-    return Outcome("core/a.py", 5, 1, survivors, failures, 120.0)
+def outcome(*survivors, failure=None):
+    return Outcome("core/a.py", 5, 1, survivors, failure, 120.0)
 
 
 def test_a_reason_holds_for_the_mutants_below_it():
@@ -76,7 +76,7 @@ def test_listed_survivors_pass_and_what_no_longer_survives_is_said():
 
 
 def test_what_could_not_be_tried_fails():
-    text, good = verdict([outcome(failures=("its tests fail without a change",))], {})
+    text, good = verdict([outcome(failure="its tests fail without a change")], {})
     assert not good and "core/a.py: its tests fail without a change" in text
 
 
