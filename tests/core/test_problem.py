@@ -245,6 +245,11 @@ REFUSED = {
         ValueError,
         ["stride (0, 1)"],
     ),
+    "A_scale of one token for all": (
+        {"A_scale": torch.ones(16).as_strided((4, 2), (0, 8))},
+        ValueError,
+        ["stride (0, 8)", "column-major (1, at least 4)"],
+    ),
     "A_scale with overlapping columns": (
         {"A_scale": torch.ones(16).as_strided((4, 2), (1, 3))},
         ValueError,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
 import multiprocessing
 import os
 import re
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,8 @@ def run_target(target: Target, folder: Path) -> Outcome:
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)
     sys.path.insert(0, str(tree))
+    _import_what_takes_seconds()
+    sys.dont_write_bytecode = False
     status = _test_status(target.tests, 3600)
     if status != 0:
         why = f"its tests fail without a change, with status {status}"
@@ -185,14 +189,18 @@ def run_target(target: Target, folder: Path) -> Outcome:
         return _outcome(target.module, session, time.monotonic() - began)
 
 
-def _test_status(tests: Sequence[str], time_limit: float) -> int | None:
-    """Exit status of pytest on these files, None after `time_limit` seconds.
-
-    Run in a fork of this process, which has imported what takes seconds, but nothing of the package.
-    """
-    import hypothesis  # noqa: F401
+def _import_what_takes_seconds() -> None:
+    """Once, for all forks: everything but the package. The garbage collector then leaves it alone."""
+    import hypothesis.strategies  # noqa: F401
     import torch  # noqa: F401
 
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
+    gc.freeze()
+
+
+def _test_status(tests: Sequence[str], time_limit: float) -> int | None:
+    """Exit status of pytest on these files, in a fork of this process, or None after `time_limit` seconds."""
     process = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(tests,))
     process.start()
     process.join(time_limit)
