@@ -350,6 +350,10 @@ def test_all_tensors_lie_on_one_gpu(index):
     for name in ORDER:
         with pytest.raises(ValueError, match=f"different devices .*{name} on cuda:{1 - index}"):
             check(**made | {name: on_gpu(tensors()[name], 1 - index)})
+    for count in range(1, len(ORDER)):
+        elsewhere = {name: on_gpu(tensors()[name], 1 - index) for name in ("A", "B", "C", "A_scale")[:count]}
+        with pytest.raises(ValueError, match="different devices"):
+            check(**made | elsewhere)
 
 
 @pytest.mark.parametrize("name", ORDER)
