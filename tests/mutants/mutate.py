@@ -321,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"{unknown[0]} is not on the list; expected some of {', '.join(TARGETS)}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same survivors on every machine
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other cost more than the tests
     equivalent = parse_equivalent(EQUIVALENT.read_text())
     outcomes = []
     with ProcessPoolExecutor(asked.jobs) as pool:
