@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
-.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions lint format venv clean
+.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions mutants lint format venv clean
 
 # What a bare `make` does: it installs nothing unasked.
 .DEFAULT_GOAL := help
@@ -35,6 +35,7 @@ help:
 	@echo '  test-cpu, test-interpreter, test-sglang, test-gpu: its parts'
 	@echo '  test-tilelang-versions  the kernels compile on every TileLang that is admitted'
 	@echo '  test-triton-versions    the lab on an older Triton'
+	@echo '  mutants                 what the tests of the call path do not notice; most of an hour'
 	@echo '  lint, format            ruff and mypy; mend the layout'
 	@echo '  venv                    the environment alone'
 	@echo '  clean                   remove what make created'
@@ -114,6 +115,13 @@ test-triton-%: venv
 # One process: timing and memory of the device are not shared.
 test-gpu: venv
 	$(BIN)/python -m pytest tests/gpu
+
+# Mutation testing: changes one token of the call path at a time, $(JOBS) modules at once, and lists the changes that
+# no test notices. MUTATE="core/problem.py quantize.py" tries these modules alone.
+MUTATE ?=
+mutants: venv
+	test -x $(BIN)/cosmic-ray || $(PIP_INSTALL) -e '.[mutants]'
+	$(BIN)/python tests/mutants/mutate.py --jobs $(JOBS) $(MUTATE)
 
 lint: venv
 	$(BIN)/ruff check .
