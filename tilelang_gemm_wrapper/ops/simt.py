@@ -117,8 +117,8 @@ def quantize_chunk(y, codes, scale, width):
         amax_over_lanes(y, amax, width, True)
         scale[0] = T.if_then_else(amax[0] > 0.0, T.max(amax[0] / _FP8_MAX, _FLOAT32_TINY), 1.0)
         # By Markstein's method, since a division of each value would not fit into a norm's registers: two
-        # corrections with the inverse, rounded right, and the exact remainder. Groups so small that remainders
-        # would underflow are lifted first.
+        # corrections with the inverse, rounded right, and the exact remainder. Groups so small that
+        # remainders would underflow are lifted first.
         lift[0] = T.if_then_else(scale[0] < 2.0**-60, 2.0**64, 1.0)
         divisor[0] = scale[0] * lift[0]
         inverse[0] = 1.0 / divisor[0]
