@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from integrations import sglang_processes as processes
+from tilelang_gemm_wrapper import entrypoint
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.integrations import preparation, sglang
@@ -34,8 +35,8 @@ def hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(preparation, "device_of", lambda index: H100)
-    monkeypatch.setattr(wrapper, "device_of", lambda index: H100)
+    for module in (preparation, entrypoint, wrapper):
+        monkeypatch.setattr(module, "device_of", lambda index: H100)
     monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
     monkeypatch.setattr(compile_cache, "compile_many", lambda jobs, progress: [])
     monkeypatch.setattr(compile_cache, "is_compiled", lambda job: False)

@@ -16,6 +16,7 @@ from fresh_python import printed_by
 from tuning_runs import BENCH, COMPILER, H200, written
 
 from tilelang_gemm_wrapper.core import bench
+from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN
 from tilelang_gemm_wrapper.core.tuner import command
 from tilelang_gemm_wrapper.core.tuner.report import HEADER
 
@@ -57,7 +58,7 @@ def test_list_shapes_prints_and_stops(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_experts_are_divided_or_distributed(capsys: pytest.CaptureFixture[str]) -> None:
     tune = ["--model", "qwen3-235b-a22b", "--tp", "8", "--list-shapes"]
-    assert command.main(tune) == command.CANNOT_RUN
+    assert command.main(tune) == CANNOT_RUN
     error = capsys.readouterr().err
     assert "routed experts" in error and "192 of its 1536 rows" in error and "they fit: ep 2, 4, 8" in error
     assert command.main([*tune, "--ep", "2"]) == command.DONE
