@@ -48,9 +48,12 @@ def _why_nobody_cannot() -> str | None:
     """Why the program cannot run as another user here, or None."""
     if os.getuid() != 0:
         return "needs root, to become another user"
-    find = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in ('tilelang', 'torch')))"
-    done = subprocess.run([sys.executable, "-c", find], capture_output=True, user=NOBODY, check=False)
-    return f"user {NOBODY} cannot read the installed packages" if done.returncode else None
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tilelang') is None)"
+    try:
+        subprocess.run([sys.executable, "-c", find], capture_output=True, user=NOBODY, check=True)
+    except (OSError, subprocess.CalledProcessError) as failure:
+        return f"user {NOBODY} cannot read the installed packages: {failure}"
+    return None
 
 
 WHY_NOBODY_CANNOT = _why_nobody_cannot()
