@@ -1,6 +1,7 @@
 # Everything runs from a virtual environment that the first use creates.
 #   make demo    the FP8 GEMM at work on a real model        make test   all tests this machine can run
 #   make lint    ruff and mypy                               make clean  remove what make created
+#   make mutants  what the tests of the call path do not notice (most of an hour)
 # PYTHON=python3.12 picks the interpreter; PIP_ARGS adds pip options (another index, --no-index, …).
 
 SHELL := bash
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS)
 
-.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions lint format venv clean
+.PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions mutants lint format venv clean
 
 venv: $(STAMP)
 
@@ -101,6 +102,13 @@ test-triton-%: venv
 # One process: timing and memory of the device are not shared.
 test-gpu: venv
 	$(BIN)/python -m pytest tests/gpu
+
+# Mutation testing: changes one token of the call path at a time, $(JOBS) modules at once, and lists the changes that
+# no test notices. MUTATE="core/problem.py quantize.py" tries these modules alone.
+MUTATE ?=
+mutants: venv
+	test -x $(BIN)/cosmic-ray || $(PIP_INSTALL) -e '.[mutants]'
+	$(BIN)/python tests/mutants/mutate.py --jobs $(JOBS) $(MUTATE)
 
 lint: venv
 	$(BIN)/ruff check .

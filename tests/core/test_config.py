@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelang_gemm_wrapper.core.config import KERNEL_TYPES, TILELANG_KERNELS, KernelConfig, why_invalid
+from tilelang_gemm_wrapper.core.config import (
+    KERNEL_TYPES,
+    TILELANG_KERNELS,
+    KernelConfig,
+    splits_of,
+    why_invalid,
+)
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, cpu_device
 from tilelang_gemm_wrapper.core.kernels import resources
 
@@ -31,6 +39,7 @@ VALID = [
     *[(config, H200) for config in (BASE, SWAP, SPLIT, SPLIT_SWAP)],
     (changed(SWAP, block_N=8), H200),
     (changed(SWAP, num_stages=0), H200),
+    (KernelConfig("base", 256, 64, 128, 3, 256), H200),
     (KernelConfig("base", 64, 64, 128, 3, 128), L40S),
     (KernelConfig("swapAB", 16, 64, 128, 2, 128), L40S),
     *[(KernelConfig("triton"), device) for device in (H200, L40S, B200)],
@@ -47,7 +56,9 @@ INVALID = [
     (BASE, 0, K, H200, ["N = 0", "positive"]),
     (BASE, N, 3884, H200, ["K = 3884", "multiple of 128", "triton"]),
     (BASE, N, -128, H200, ["K = -128", "positive"]),
+    (BASE, N, 0, H200, ["K = 0", "positive"]),
     (changed(BASE, block_K=64), N, K, H200, ["block_K = 64", "128 alone"]),
+    (changed(BASE, block_K=256), N, K, H200, ["block_K = 256", "128 alone"]),
     (changed(BASE, block_M=0), N, K, H200, ["block_M = 0", "multiple of 64"]),
     (changed(BASE, block_M=96), N, K, H200, ["block_M = 96", "multiple of 64"]),
     (changed(BASE, block_M=320), N, K, H200, ["block_M = 320", "to 256"]),
@@ -62,6 +73,7 @@ INVALID = [
     (KernelConfig("base", 64, 64, 128, 3, 384), N, K, L40S, ["threads = 384", "sm_89"]),
     (changed(BASE, num_stages=-1), N, K, H200, ["num_stages = -1", "0 or more"]),
     (changed(BASE, split_k=2), N, K, H200, ["split_k = 2", "'base'", "'splitK'"]),
+    (changed(BASE, split_k=0), N, K, H200, ["split_k = 0", "'base'", "use 1"]),
     (changed(SWAP, split_k=4), N, K, H200, ["split_k = 4", "'swapAB'", "'splitK_swapAB'"]),
     (changed(SPLIT, split_k=1), N, K, H200, ["split_k = 1", "2 to 8", "2, 4, 5"]),
     (changed(SPLIT, split_k=3), N, K, H200, ["split_k = 3", "20 steps", "2, 4, 5"]),
@@ -125,6 +137,21 @@ def test_swap_ab_puts_weights_along_block_m(config, swap_ab, split_k, tokens, we
     assert (config.is_swap_ab, config.is_split_k) == (swap_ab, split_k)
     assert (config.tile_tokens, config.tile_weights) == (tokens, weights)
     assert config.is_tilelang and not KernelConfig("triton").is_tilelang
+
+
+def test_a_config_is_a_value_with_one_spelling_for_a_fallback():
+    assert KernelConfig("triton") == KernelConfig("triton", 0, 0, 128, 0, 0, 1)
+    assert len({SWAP, changed(SWAP), changed(SWAP, threads=256)}) == 2
+    with pytest.raises(FrozenInstanceError):
+        SWAP.threads = 256
+
+
+@pytest.mark.parametrize(
+    ("steps", "splits"),
+    [(1, [1]), (7, [1, 7]), (9, [1, 3]), (11, [1]), (20, [1, 2, 4, 5]), (56, [1, 2, 4, 7, 8])],
+)
+def test_k_is_split_into_up_to_eight_equal_parts(steps, splits):
+    assert splits_of(128 * steps) == splits
 
 
 integers = st.integers() | st.sampled_from([0, 1, 2, 4, 8, 16, 64, 128, 256])

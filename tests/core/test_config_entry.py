@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ REFUSED_ENTRIES = [
     ("8", {**SWAP, "latency_ms": math.nan}, ["latency_ms = nan", "cannot have been measured"]),
     ("8", {**SWAP, "latency_ms": math.inf}, ["latency_ms = inf", "cannot have been measured"]),
     ("8", {**SWAP, "latency_ms": -1}, ["latency_ms = -1", "cannot have been measured"]),
+    ("8", {**SWAP, "latency_ms": 10**12}, ["latency_ms = 1000000000000", "cannot have been measured"]),
     ("8", {**SWAP, "latency_ms": 10**400}, ["latency_ms = 1000", "cannot have been measured"]),
     ("8", {**SWAP, "latency_ms": True}, ["latency_ms = True", "expected a number"]),
     ("8", {**SWAP, "latency_ms": "0.01"}, ["latency_ms = '0.01'", "expected a number"]),
@@ -178,3 +180,10 @@ def test_what_is_given_twice_is_refused_not_guessed(path, text, kept, keys, says
     assert len(file.refused) == len(keys)
     for key, refusal in zip(keys, file.refused, strict=True):
         assert f"entry {key} " in refusal and says in refusal, refusal
+
+
+def test_the_largest_m_and_figure_that_are_taken(path):
+    file = read(path, {"2147483647": {**SWAP, "latency_ms": 10**12 - 0.5}})
+    assert (file.entries[0].M, file.entries[0].latency_ms) == (2**31 - 1, 10**12 - 0.5)
+    with pytest.raises(FrozenInstanceError):  # every call's table shares it
+        file.entries[0].M = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from tilelang_gemm_wrapper.core.config import KERNEL_TYPES, KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import KNOWN_FIELDS, Entry
 from tilelang_gemm_wrapper.core.config_file import (
-    LARGEST_FILE,
     ConfigFileError,
     config_file_name,
     metadata_path,
@@ -72,6 +72,7 @@ def test_file_name_is_upstreams_and_made_safe():
         (NAME.replace("N=6144", "N=6145"), ["N=6145,K=2560", "N=6144,K=2560 is wanted", "rename"]),
         (NAME.replace("K=2560", "K=256"), ["N=6144,K=256 ", "is wanted"]),
         (NAME.replace("H200", "H20"), ["found for NVIDIA_H20, this is NVIDIA_H200", "tune"]),
+        (NAME.replace("H200", "L40S"), ["found for NVIDIA_L40S, this is NVIDIA_H200"]),
         (NAME.replace("H200", "H100"), ["found for NVIDIA_H100, this is NVIDIA_H200"]),
         (NAME.replace("fp8_w8a8", "int8_w8a8"), ["dtype=int8_w8a8", "fp8_w8a8 alone"]),
         (NAME.replace(",dtype=fp8_w8a8", ""), ["dtype=None", "fp8_w8a8 alone"]),
@@ -104,6 +105,18 @@ def test_editors_encodings_load(path, encoding):
     assert len(read(path, json.dumps({"16": SWAP}).encode(encoding)).entries) == 1
 
 
+def test_a_file_of_a_mebibyte_is_the_largest_that_is_read(path):
+    text = json.dumps({"16": SWAP}).ljust(1 << 20)
+    assert len(read(path, text).entries) == 1
+    with pytest.raises(ConfigFileError, match="1048577 bytes"):
+        read(path, text + " ")
+
+
+def test_what_was_read_cannot_be_changed(path):
+    with pytest.raises(FrozenInstanceError):
+        read(path, {"16": SWAP}).N = 1
+
+
 def test_leading_zeros_are_one_more_spelling_of_m(path):
     assert [entry.M for entry in read(path, {"0016": SWAP}).entries] == [16]
 
@@ -128,7 +141,6 @@ def test_leading_zeros_are_one_more_spelling_of_m(path):
         ("null", ["top level is None", "expected an object"]),
         ("3.5", ["top level is 3.5"]),
         ({"16": {"BLOCK_SIZE_M": 64, "num_warps": 4}}, ["BLOCK_SIZE_M", "Triton", "another directory"]),
-        (b" " * (LARGEST_FILE + 1), [f"{LARGEST_FILE + 1} bytes"]),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -264,6 +276,12 @@ def test_written_file_can_be_read_by_upstreams_loader(path):
     assert "split_k" not in table[1024]
     assert table[64] == {"kernel_type": "deep_gemm", "latency_ms": 0.0078}
     assert set().union(*table.values()) <= set(KNOWN_FIELDS)
+
+
+def test_written_files_are_indented_by_two_as_those_in_the_repository(path):
+    write_config_file(path, ENTRIES, {"method": {"cold": True}})
+    assert path.read_text().startswith('{\n  "1": {\n    "kernel_type": "splitK_swapAB",\n')
+    assert metadata_path(path).read_text() == '{\n  "method": {\n    "cold": true\n  }\n}\n'
 
 
 def test_new_directory_is_made_and_nothing_else_is_left_in_it(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,8 @@ def test_first_directory_with_the_file_wins(first, second):
     assert search.file is not None and search.file.path == path
     assert search.file.entries == (TRITON,)
     assert (search.tried, search.refused) == ((path,), ())
+    with pytest.raises(FrozenInstanceError):
+        search.file = None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", BAD, '{"8": {"kernel_type": "bas'], ids=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import FrozenInstanceError
 
 import pytest
 
@@ -12,7 +13,7 @@ from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import config_file_name, write_config_file
 from tilelang_gemm_wrapper.core.device import DEVICE_ALIASES, KNOWN_DEVICES, cpu_device
-from tilelang_gemm_wrapper.core.dispatch import build_table, fallback_choice, log_notes
+from tilelang_gemm_wrapper.core.dispatch import Choice, DispatchTable, build_table, fallback_choice, log_notes
 
 H200, L40S = KNOWN_DEVICES["NVIDIA_H200"], KNOWN_DEVICES["NVIDIA_L40S"]
 N, K = 6144, 2560
@@ -298,6 +299,49 @@ def test_fallback_where_tilelang_is_missing_or_off(tmp_path, monkeypatch):
     monkeypatch.setenv(configurer.ENABLE, "0")
     (choice,) = build_table(N, K, H200).choices
     assert f"{configurer.ENABLE}=0" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ([4096], ["1 entries of", "tuned for M = 4096 with deep_gemm", "base runs instead"]),
+        ([64, 4096], ["2 entries of", "tuned for M = 64 with deep_gemm", "others run instead"]),
+    ],
+)
+def test_replaced_entries_are_counted_and_the_first_is_told(tmp_path, monkeypatch, missing, says):
+    """Of a directory with a relative path too, whose name sorts after that of any other source."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(configurer.CONFIG_DIR, "tuned")
+    put(tmp_path, [(8, SWAP), *((M, DEEP_GEMM) for M in missing)])
+    say(monkeypatch, "deep_gemm", lambda device: "deep_gemm is not installed")
+    (note,) = build_table(N, K, H200).notes
+    assert [part for part in says if part not in note] == [], note
+
+
+def test_two_defaults_share_all_m(monkeypatch):
+    monkeypatch.setattr(dispatch, "default_entries", lambda *shape: [DEFAULTS[0], DEFAULTS[2]])
+    reasons = [choice.reason for choice in build_table(N, K, H200).choices]
+    assert [reason.partition("default for ")[2] for reason in reasons] == ["M up to 16", "M above 16"]
+
+
+def test_only_a_table_of_fallbacks_alone_is_told_as_one_and_by_its_first(caplog):
+    caplog.set_level(logging.WARNING)
+    ours = Choice("swapAB", SWAP, "tuned/file.json", "tuned for M = 8")
+    first, second = (Choice(name, None, "fallback", f"why {name}") for name in ("triton", "torch"))
+    for choices in ((ours,), (ours, first), (first, ours)):
+        log_notes(DispatchTable(N, K, H200, (8, 16)[: len(choices)], choices))
+    assert caplog.records == []
+    log_notes(DispatchTable(N, K, H200, (8, 16), (first, second)))
+    assert [record.getMessage() for record in caplog.records] == [f"N={N}, K={K} runs on triton: why triton"]
+
+
+def test_a_table_is_shared_and_cannot_be_changed(tmp_path):
+    put(tmp_path, [(4096, SWAP)])
+    table = build_table(N, K, H200)
+    with pytest.raises(FrozenInstanceError):
+        table.bounds = (1,)
+    with pytest.raises(FrozenInstanceError):
+        table.choices[0].kernel = "base"
 
 
 def test_fallback_choice_gives_both_reasons(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelang_gemm_wrapper.core.problem import checked_problem, operand_problem
+from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
 
 FP8, F32, BF16 = torch.float8_e4m3fn, torch.float32, torch.bfloat16
 ORDER = ("A", "A_scale", "B", "B_scale", "C")
@@ -165,6 +165,15 @@ REFUSED = {
         ValueError,
         ["B has shape (48, 128)", "expected (48, 256)", "A (4, 256)", "transpose"],
     ),
+    "K of B is larger": ({"B": torch.zeros(48, 384).to(FP8)}, ValueError, ["shape (48, 384)", "(48, 256)"]),
+    **{
+        f"{name} a row more": (
+            {name: torch.zeros(shape[0] + 1, shape[1]).to(dtype)},
+            ValueError,
+            [f"{name} has shape {(shape[0] + 1, shape[1])}", f"expected {shape}"],
+        )
+        for name, shape, dtype in (("A_scale", (4, 2), F32), ("B_scale", (1, 2), F32), ("C", (4, 48), BF16))
+    },
     "A_scale a token short": (
         {"A_scale": torch.ones(3, 2)},
         ValueError,
@@ -181,11 +190,14 @@ REFUSED = {
         ValueError,
         ["B_scale has shape (48, 2)", "expected (1, 2)", "128 x 128", "per_block_quant_fp8"],
     ),
-    "B_scale floors N": (
-        {"N": 131, "B_scale": torch.ones(1, 2)},
-        ValueError,
-        ["B_scale has shape (1, 2)", "expected (2, 2)"],
-    ),
+    **{
+        f"B_scale of {blocks} blocks for {N} rows": (
+            {"N": N, "B_scale": torch.ones(blocks, 2)},
+            ValueError,
+            [f"B_scale has shape ({blocks}, 2)", f"expected ({math.ceil(N / 128)}, 2)"],
+        )
+        for N, blocks in ((128, 2), (129, 1), (256, 1), (257, 2))
+    },
     "C transposed": (
         {"C": torch.empty(48, 4, dtype=BF16)},
         ValueError,
@@ -240,6 +252,11 @@ REFUSED = {
         {"A_scale": torch.ones(1, 2).expand(4, 2)},
         ValueError,
         ["stride (0, 1)"],
+    ),
+    "A_scale of one token for all": (
+        {"A_scale": torch.ones(16).as_strided((4, 2), (0, 8))},
+        ValueError,
+        ["stride (0, 8)", "column-major (1, at least 4)"],
     ),
     "A_scale with overlapping columns": (
         {"A_scale": torch.ones(16).as_strided((4, 2), (1, 3))},
@@ -305,6 +322,57 @@ def test_neighbours_do_not_overlap():
         assert check(**made) == (4, 48, 256, -1)
 
 
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_c_is_refused_wherever_it_shares_a_byte_with_an_operand(name):
+    """C slides over the operand, from before it to behind it, 16 bytes at a time."""
+    made = tensors()
+    c_bytes, size = 2 * made["C"].numel(), made[name].numel()
+    storage = torch.zeros(c_bytes + size + c_bytes, dtype=torch.uint8)
+    made[name] = storage[c_bytes : c_bytes + size].view(FP8).view(made[name].shape)
+    for start in range(0, c_bytes + size + 1, 16):
+        made["C"] = storage[start : start + c_bytes].view(BF16).view(made["C"].shape)
+        if start in (0, c_bytes + size):  # it ends where the operand begins, or begins where that ends
+            assert check(**made) == (4, 48, 256, -1)
+            with pytest.raises(ValueError, match="A_scale requires grad"):  # not: "C overlaps"
+                check(**made | {"A_scale": torch.ones(4, 2, requires_grad=True)})
+        else:
+            with pytest.raises(ValueError, match=f"C overlaps {name}"):
+                check(**made)
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it lies on GPU `index`."""
+
+    index: int
+    is_cpu = False
+
+    @property
+    def device(self):
+        return torch.device("cuda", self.index)
+
+    def get_device(self):
+        return self.index
+
+
+def on_gpu(tensor, index):
+    moved = tensor.as_subclass(OnGpu)
+    moved.index = index
+    return moved
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_all_tensors_lie_on_one_gpu(index):
+    made = {name: on_gpu(tensor, index) for name, tensor in tensors().items()}
+    assert check(**made) == (4, 48, 256, index)
+    for name in ORDER:
+        with pytest.raises(ValueError, match=f"different devices .*{name} on cuda:{1 - index}"):
+            check(**made | {name: on_gpu(tensors()[name], 1 - index)})
+    for count in range(1, len(ORDER)):
+        elsewhere = {name: on_gpu(tensors()[name], 1 - index) for name in ("A", "B", "C", "A_scale")[:count]}
+        with pytest.raises(ValueError, match="different devices"):
+            check(**made | elsewhere)
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_requires_grad_is_no_matter_without_gradients(name):
     made = tensors()
@@ -318,13 +386,24 @@ def test_requires_grad_is_no_matter_without_gradients(name):
     [
         (torch.zeros(4, 256), (None, None), ["A is a Tensor", "pair (values, scales)", "call gemm"]),
         ((1, 2), (1, 2, 3), ["B is a tuple of 3", "pair"]),
+        ([1], (1, 2), ["A is a list of 1", "pair"]),
         ((torch.ones(()), torch.ones(4, 2)), (torch.ones(2, 2),) * 2, ["A has shape ()", "2 dimensions"]),
         ((torch.ones(2, 2),) * 2, ("w", torch.ones(2, 2)), ["B is str", "torch.Tensor"]),
+        ((torch.ones(2, 2), 1.0), (torch.ones(2, 2),) * 2, ["A_scale is float", "torch.Tensor"]),
+        ((torch.ones(2, 2),) * 2, (torch.ones(2, 2), 1.0), ["B_scale is float", "torch.Tensor"]),
+        ((torch.ones(2, 2),) * 2, (torch.ones(2, 2), torch.ones(2)), ["B_scale has shape (2,)"]),
     ],
 )
 def test_operands_that_are_no_pairs_of_matrices(A, B, said):
     message = str(operand_problem(A, B))
     assert all(text in message for text in said), message
+
+
+def test_what_is_no_tensor_is_named():
+    check_tensors(*tensors().values())
+    for name in ORDER:
+        with pytest.raises(TypeError, match=f"^{name} is str, expected a torch.Tensor"):
+            check_tensors(**tensors(**{name: "text"}))
 
 
 def _inside_b(tensor, B):

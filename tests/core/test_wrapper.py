@@ -269,6 +269,17 @@ def test_only_a_compiled_kernel_is_launched_without_the_full_check(served, compi
     assert len(compiler.launched) == 1
 
 
+def test_each_m_has_the_short_path_to_its_choice_and_every_larger_one_to_the_last(compiler, monkeypatch):
+    monkeypatch.setattr(wrapper, "build_table", lambda *_: table(SWAP, SPLIT))
+    gemm = wrapper.gemm_for(N, K, CPU)
+    gemm.prepare(0), gemm.prepare(1)
+    for M, config in ((1, SWAP), (8, SWAP), (9, SPLIT), (16, SPLIT), (17, SPLIT), (40, SPLIT)):
+        workload = random_workload(M, N, K)
+        tensors = (workload.A, workload.A_scale, workload.B, workload.B_scale, workload.empty_output())
+        assert wrapper.run_compiled(*tensors) is True, M
+        assert compiler.launched[-1] == (config, tensors)
+
+
 @pytest.mark.parametrize(
     "flaw",
     [
