@@ -67,7 +67,7 @@ test-sglang: $(addprefix test-sglang-,$(SGLANG_VERSIONS))
 
 test-sglang-%: venv $(VENV)/sglang/%/.installed
 	CUDA_VISIBLE_DEVICES= PYTHONPATH=$(abspath tests/integrations/stand_ins):$(abspath $(VENV)/sglang/$*) \
-	    $(BIN)/python -m pytest -n $(JOBS) tests/integrations
+	    $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/integrations
 
 $(VENV)/sglang/%/.installed: requirements/sglang/%.txt requirements/sglang/common.txt | venv
 	rm -rf $(@D)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory
-from .model_shapes.hub import from_cache, from_hub
+from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory, read_json
+from .model_shapes.hub import config_from_hub, config_in_cache, from_cache, from_hub
 from .model_shapes.layer import Linear
 from .model_shapes.linears import ModelLinears, linears_of
 from .model_shapes.notes import not_covered
@@ -91,6 +91,37 @@ def weight_shapes(
     if tp % ep:
         raise ValueError(f"ep = {ep}: expected a divisor of tp = {tp}; give one, or leave it out")
     return _on_one_rank(os.fspath(model), _find(model, revision, offline), tp, ep)
+
+
+def config_directory(model: str | os.PathLike[str]) -> Path:
+    """The directory with the config.json of `model`: all that an engine needs to build it, without weights.
+
+    `model` is a directory or a Hugging Face id, looked for in the cache and then on the hub. ValueError where
+    there is no config.json, with all that was tried.
+    """
+    name, directory = os.fspath(model), _directory(model)
+    if directory is None and name.casefold() in shipped_names():
+        raise ValueError(
+            f"{name} is a shape file of this package, and an engine needs the whole {CONFIG_FILE}; give the "
+            f"model's Hugging Face id or its directory"
+        )
+    sources: tuple[Callable[[], Path], ...] = (
+        (lambda: config_in_cache(name, None), lambda: config_from_hub(name, None))
+        if directory is None
+        else (lambda: directory / CONFIG_FILE,)
+    )
+    failures = []
+    for source in sources:
+        try:
+            config = source()
+            read_json(config)
+            return config.parent
+        except SourceError as error:
+            failures.append(str(error))
+    raise ValueError(
+        f"{name}: an engine needs its {CONFIG_FILE}, and {'; '.join(failures)}. Check the name, or give a "
+        f"directory that has the file"
+    )
 
 
 def listing(shapes: ModelShapes) -> str:
@@ -187,10 +218,8 @@ def _advice(found: ModelLinears) -> str:
 
 
 def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
-    name, directory = os.fspath(model), Path(model).expanduser()
-    # A directory that is named like a model but holds none, say of results, does not hide the model.
-    is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(name)
-    if is_path or (directory / CONFIG_FILE).is_file():
+    name, directory = os.fspath(model), _directory(model)
+    if directory is not None:
         try:
             return read_directory(directory, f"directory {directory}")
         except SourceError as error:
@@ -214,6 +243,14 @@ def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) ->
         f"{name}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
         f"{tried}. Check the id, or download the model (hf download {name}), or give N and K"
     )
+
+
+def _directory(model: str | os.PathLike[str]) -> Path | None:
+    """The directory that `model` means; None where it is an id."""
+    directory = Path(model).expanduser()
+    # A directory that is named like a model but holds none, say of results, does not hide the model.
+    is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(model)
+    return directory if is_path or (directory / CONFIG_FILE).is_file() else None
 
 
 def _sources(model: str, revision: str | None, offline: bool) -> Iterable[Callable[[], Checkpoint]]:

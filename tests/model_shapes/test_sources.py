@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 from fresh_python import printed_by
 
-from tilelang_gemm_wrapper.models import shapes_of, weight_shapes
+from tilelang_gemm_wrapper.models import config_directory, shapes_of, weight_shapes
 
 from .checkpoints import LLAMA, QWEN3, tensors_of, write_family
 
@@ -283,7 +283,7 @@ def test_without_the_extra_shipped_files_serve_and_the_rest_names_it(tmp_path: P
 import sys
 for name in ("torch", "numpy", "safetensors", "huggingface_hub", "transformers"):
     sys.modules[name] = None  # `import name` then raises
-from tilelang_gemm_wrapper.models import shapes_of, weight_shapes
+from tilelang_gemm_wrapper.models import config_directory, shapes_of, weight_shapes
 assert weight_shapes({SHIPPED_ID!r}).shapes == shapes_of("qwen3-0.6b")
 for model in ({str(tmp_path)!r}, {ID!r}):
     try:
@@ -296,3 +296,47 @@ for model in ({str(tmp_path)!r}, {ID!r}):
     assert f"reading safetensors headers needs safetensors: {install}" in directory
     assert f"the Hugging Face cache needs huggingface_hub: {install}" in unknown
     assert f"the Hugging Face hub needs huggingface_hub: {install}" in unknown
+
+
+# The directory of config.json, which is all that an engine needs
+
+
+def test_config_alone_is_found_in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ID).mkdir(parents=True)
+    (tmp_path / ID / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for given in (ID, f"./{ID}", str(tmp_path / ID), tmp_path / ID):
+        assert config_directory(given).resolve() == tmp_path / ID
+
+
+def test_config_is_found_in_the_cache_without_weights(cache: Path):
+    snapshot = put_in_cache(cache)
+    for file in snapshot.glob("*.safetensors*"):
+        file.unlink()
+    assert config_directory(ID) == snapshot
+
+
+def test_config_alone_is_asked_of_the_hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = fake_hub(monkeypatch, tmp_path)
+    assert config_directory(ID) == tmp_path
+    assert asked == [f"{ID} at None", f"config.json at {COMMIT}"]
+
+
+@pytest.mark.parametrize(
+    ("model", "reasons"),
+    [
+        (ID, ["cache .* has no config.json of it", "hub did not give it .*no route to the hub"]),
+        ("./nowhere", [r"config\.json not found in nowhere"]),
+        ("broken", [r"config\.json cannot be read"]),
+        ("some..org/model--x", ["is no Hugging Face id"]),
+        ("qwen3-4b", ["a shape file of this package, .* needs the whole config.json"]),
+    ],
+)
+def test_why_there_is_no_config_is_told(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, reasons: list[str]
+):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{model}.*{'.*'.join(reasons)}.* directory"):
+        config_directory(model)

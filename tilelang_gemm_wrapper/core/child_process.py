@@ -41,6 +41,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
+def ending(status: int) -> str:
+    """What a process ended with, by its `Popen.wait`: "SIGKILL", or "status 3"."""
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
 def begin() -> TextIO:
     """Called first in a process of `start`; returns where its answers go, a line each.
 

@@ -65,10 +65,13 @@ def test_experts_are_divided_or_distributed(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ([], "say what to tune: --model, --shapes, or --N and --K"),
+        ([], "say what to tune: --model, --shapes-from, --shapes, or --N and --K"),
         (["--N", "4096"], "give both --N and --K"),
         (["--N", "4097", "--K", "2048"], "N in multiples of 16 and K of 128"),
         (["--N", "4096", "--K", "2000"], "N in multiples of 16 and K of 128"),
+        (["--engine", "sglang", "--N", "4096", "--K", "2048"], "--engine, --tp and --ep are about --model"),
+        (["--tp", "2", "--shapes", "public"], "--engine, --tp and --ep are about --model"),
+        (["--engine", "no such engine", "--model", "m"], "invalid choice: 'no such engine'"),
         (["--N", "4096", "--K", "2048", "--m", "1,x"], "'1,x' is no list of whole numbers"),
         (["--N", "4096", "--K", "2048", "--m", "0,8"], "'0,8' holds a number below 1"),
         (["--shapes", "no such list"], "invalid choice"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -219,9 +218,8 @@ class Child:
                 raise _ChildDied("hang", f"no answer for {limit_s:g} s; its process was killed")
             chunk = os.read(process.stdout.fileno(), 1 << 16)
             if not chunk:
-                status = process.wait()
+                how = child_process.ending(process.wait())
                 self.close()
-                how = signal.Signals(-status).name if status < 0 else f"status {status}"
                 raise _ChildDied("crash", f"its process ended with {how}")
             self._buffer += chunk
 

@@ -24,6 +24,8 @@ from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResul
 from tilelang_gemm_wrapper.core.tuner.effort import EFFORTS
 from tilelang_gemm_wrapper.core.tuner.journal import directory_lock
 from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, ShapeConditions, Timing
+from tilelang_gemm_wrapper.core.tuner.wanted import Wanted, wanted
+from tilelang_gemm_wrapper.model_shapes.engine import engine_names
 
 DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
 
@@ -41,6 +43,19 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         type=int,
         default=1,
         help="expert-parallel size of --model: its experts are distributed that many ways (default 1)",
+    )
+    what.add_argument(
+        "--engine",
+        choices=engine_names(),
+        help="take the layers that this engine, which must be installed, builds of --model; needs no weights",
+    )
+    what.add_argument(
+        "--shapes-from",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the layers of a served model, written with TILELANG_GEMM_SHAPES_OUT=FILE; repeatable",
     )
     what.add_argument(
         "--shapes", action="append", default=[], choices=models.shape_list_names(), help="a list"
@@ -87,52 +102,19 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     parser = _parser(program)
     options = parser.parse_args(argv)
     try:
-        shapes, listing = _shapes(parser, options)
+        what = wanted(parser, options)
         if options.list_shapes:
-            print(listing)
+            print(what.listing)
             return DONE
-        return _tune(options, shapes)
+        for line in what.left_out:
+            print(line, file=sys.stderr)
+        return _tune(options, what)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return CANNOT_RUN
 
 
-def _shapes(
-    parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> tuple[list[tuple[int, int]], str]:
-    """The weight shapes asked for, and the text of --list-shapes."""
-    found: dict[tuple[int, int], None] = {}
-    texts = []
-    for model in options.model:
-        shapes = models.weight_shapes(model, options.tp, ep=options.ep)
-        found |= dict.fromkeys(shapes.shapes)
-        texts.append(models.listing(shapes))
-    for name in options.shapes:
-        found |= dict.fromkeys(models.shapes_of(name))
-        texts.append("\n".join(f"N={N} K={K}" for N, K in models.shapes_of(name)))
-    if (options.N is None) != (options.K is None):
-        parser.error("give both --N and --K")
-    if options.N is not None:
-        if min(options.N, options.K) < 1 or options.N % 16 or options.K % 128:
-            parser.error(
-                f"--N {options.N} --K {options.K}: the kernels need N in multiples of 16 and K of 128"
-            )
-        found[options.N, options.K] = None
-        texts.append(f"N={options.N} K={options.K}")
-    if not found:
-        parser.error("say what to tune: --model, --shapes, or --N and --K")
-    return list(found), "\n\n".join(texts)
-
-
-def _stem(options: argparse.Namespace) -> str:
-    """What the result files are named after."""
-    parts = [Path(model).name.lower() for model in options.model] + list(options.shapes)
-    if options.N is not None:
-        parts.append(f"N{options.N}_K{options.K}")
-    return "_".join(parts) + (f"_tp{options.tp}" if options.tp > 1 else "")
-
-
-def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int:
+def _tune(options: argparse.Namespace, what: Wanted) -> int:
     effort = EFFORTS[options.effort]
     if options.kernels is not None:
         effort = replace(effort, name=f"{effort.name}, {options.kernels} kernels", kernels=options.kernels)
@@ -145,7 +127,7 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
         devices = sorted({gpu.device.name for gpu in cluster.gpus})
         gpus = len(cluster.gpus)
         driver = Driver(
-            cluster, shapes, options.m, effort, options.out,
+            cluster, what.shapes, options.m, effort, options.out,
             resume=options.resume, listener=display,
         )  # fmt: skip
         try:
@@ -156,12 +138,12 @@ def _tune(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> int
         finally:
             display.close()
     head = [
-        f"{len(shapes)} shapes, {len(options.m)} M, effort {effort.name}, {gpus} × {', '.join(devices)}",
+        f"{len(what.shapes)} shapes, {len(options.m)} M, effort {effort.name}, {gpus} × {', '.join(devices)}",
         f"{time.monotonic() - started:.0f} s from start to end, compiling included"
         + (", with a journal to resume from" if options.resume else ""),
     ]
     for device in devices:
-        _report(options, [result for result in results if result.device.name == device], head)
+        _report(options, what.name, [result for result in results if result.device.name == device], head)
     return DONE if all(result.path for result in results) else INCOMPLETE
 
 
@@ -196,7 +178,9 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
     return ray_cluster(options.num_gpus, bench=options.bench, compiler=options.compiler)
 
 
-def _report(options: argparse.Namespace, results: Sequence[ShapeResult], head: Sequence[str]) -> None:
+def _report(
+    options: argparse.Namespace, name: str, results: Sequence[ShapeResult], head: Sequence[str]
+) -> None:
     from tilelang_gemm_wrapper.config_reports import columns
     from tilelang_gemm_wrapper.core.tuner import report
 
@@ -207,7 +191,7 @@ def _report(options: argparse.Namespace, results: Sequence[ShapeResult], head: S
         print(columns([report.HEADER, *report.rows_of(result)]))
         for failure in report.failures_of(result):
             print(f"  left out: {failure}")
-    path = options.results_dir / results[0].device.name / f"tune_{_stem(options)}.csv"
+    path = options.results_dir / results[0].device.name / f"tune_{name}.csv"
     report.write_csv(path, results)
     path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
     written = [path, path.with_suffix(".md")]
