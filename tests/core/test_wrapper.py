@@ -171,7 +171,7 @@ def test_split_k_on_hopper_needs_no_workspace(compiler):
     assert compiler.launched == [(SPLIT, tuple("abcde"))]
 
 
-@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [1])])
+@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [1]), (2, [1])])
 def test_among_several_gpus_the_tensors_device_launches(compiler, monkeypatch, current, entered):
     seen = []
 
@@ -368,6 +368,7 @@ def call(A, A_scale, B, B_scale, C):
 def test_a_launch_that_went_through_when_repeated_is_told_once(unwilling, compiler, caplog):
     for _ in range(3):
         call(*unwilling)
+        assert len(caplog.records) == 1, "told at the first, and no more"
     assert len(compiler.launched) == 3
     (record,) = caplog.records
     assert record.levelname == "WARNING"
