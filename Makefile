@@ -1,7 +1,4 @@
-# Everything runs from a virtual environment that the first use creates.
-#   make demo    the FP8 GEMM at work on a real model        make test   all tests this machine can run
-#   make lint    ruff and mypy                               make clean  remove what make created
-#   make mutants  what the tests of the call path do not notice (most of an hour)
+# Everything runs from a virtual environment that the first use creates; `make help` lists the targets.
 # PYTHON=python3.12 picks the interpreter; PIP_ARGS adds pip options (another index, --no-index, …).
 
 SHELL := bash
@@ -28,13 +25,29 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PI
 
 .PHONY: demo test test-cpu test-interpreter test-sglang test-gpu test-tilelang-versions test-triton-versions mutants lint format venv clean
 
+# What a bare `make` does: it installs nothing unasked.
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@echo 'Targets; each but help and clean creates $(VENV) on first use, which takes minutes:'
+	@echo '  demo                    the FP8 GEMM at work on a real model, every claim checked'
+	@echo '  test                    all tests that this machine can run'
+	@echo '  test-cpu, test-interpreter, test-sglang, test-gpu: its parts'
+	@echo '  test-tilelang-versions  the kernels compile on every TileLang that is admitted'
+	@echo '  test-triton-versions    the lab on an older Triton'
+	@echo '  mutants                 what the tests of the call path do not notice; most of an hour'
+	@echo '  lint, format            ruff and mypy; mend the layout'
+	@echo '  venv                    the environment alone'
+	@echo '  clean                   remove what make created'
+	@echo 'PYTHON=python3.12 picks the interpreter; PIP_ARGS adds options of pip, another index say.'
+
 venv: $(STAMP)
 
 # torch goes first and alone, so that nothing else in the resolution can pick another build of it. The demo's
 # model is installed without the inference framework it asks for: the demo reads its files with transformers.
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
-	    "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": run make PYTHON=python3.12")'
+	    "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": add PYTHON=python3.12")'
 	@echo "Setting up $(VENV) for $(if $(HAS_GPU),an NVIDIA GPU,a machine without an NVIDIA GPU); minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch

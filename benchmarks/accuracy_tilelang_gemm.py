@@ -23,6 +23,8 @@ import torch
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
+from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.bench_providers import PROVIDERS, Case, Matrix, Refused
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_kernel, compile_many
 from tilelang_gemm_wrapper.core.config import TILELANG_KERNELS, KernelConfig
@@ -84,9 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>/accuracy.csv")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("accuracy_tilelang_gemm.py runs kernels and this machine has no CUDA device", file=sys.stderr)
-        return 2
+    require_gpu()
     device = device_of(torch.cuda.current_device())
     path = options.output or Path(__file__).parent / "results" / device.name / "accuracy.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

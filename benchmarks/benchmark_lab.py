@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from tilelang_gemm_wrapper.backends import triton as triton_backend
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line, whole_number
+from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob
 from tilelang_gemm_wrapper.core.conditions import record_conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
@@ -214,9 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="folder for the results; printed alone without it")
-    parser.add_argument("--shape", type=int, nargs=3, default=(16, 4096, 2560), metavar=("M", "N", "K"))
+    parser.add_argument(
+        "--shape", type=whole_number, nargs=3, default=(16, 4096, 2560), metavar=("M", "N", "K")
+    )
     parser.add_argument("--launch-latency", action="store_true", help="measure that too")
     arguments = parser.parse_args(argv)
+    require_gpu()
     device = device_of(torch.cuda.current_device())
     environment = Environment.here(device.name, record_conditions().driver)
     rows = [row for kernel in EDITS for row in rows_of(kernel, *arguments.shape, environment, bench=True)]
@@ -238,4 +243,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -39,6 +40,9 @@ from statistics import quantiles, stdev
 from typing import Any
 
 from sglang_job import EXACT, MODEL
+
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line, whole_number, whole_numbers
+from tilelang_gemm_wrapper.core.bench import require_gpu
 
 BACKENDS = ("deep_gemm", "triton", "tilelang")
 JOB = Path(__file__).with_name("sglang_job.py")
@@ -326,7 +330,7 @@ def report(path: Path) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    return sorted({int(part) for part in text.split(",")})
+    return sorted(set(whole_numbers(text)))
 
 
 def main() -> int:
@@ -334,12 +338,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backends", default=",".join(BACKENDS), help="comma-separated (%(default)s)")
-    parser.add_argument("--layers", type=int, default=36, help="of the model that is timed (%(default)s)")
-    parser.add_argument("--small-layers", type=int, default=1, help="of the model with random weights")
-    parser.add_argument("--batches", type=numbers, default=[1, 8, 16, 64])
-    parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prompt (%(default)s)")
     parser.add_argument(
-        "--tokens", type=int, default=256, help="tokens of a decode measurement (%(default)s)"
+        "--layers", type=whole_number, default=36, help="of the model that is timed (%(default)s)"
+    )
+    parser.add_argument(
+        "--small-layers", type=whole_number, default=1, help="of the model with random weights"
+    )
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 16, 64])
+    parser.add_argument(
+        "--prefill", type=whole_number, default=2048, help="tokens of the prompt (%(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=whole_number, default=256, help="tokens of a decode measurement (%(default)s)"
     )
     parser.add_argument("--repeat", type=int, default=7, help="measurements each (%(default)s); 0: no timing")
     parser.add_argument(
@@ -360,7 +370,13 @@ def main() -> int:
     if options.report:
         options.report.with_suffix(".md").write_text(report(options.report), encoding="utf-8")
         return 0
+    require_gpu()
+    if importlib.util.find_spec("sglang") is None:
+        raise RuntimeError("SGLang is not installed in this environment: pip install sglang")
     options.backends = options.backends.split(",")
+    unknown = [name for name in options.backends if name not in BACKENDS]
+    if unknown:
+        parser.error(f"--backends {','.join(unknown)}: choose from {', '.join(BACKENDS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     work = options.work or Path(tempfile.mkdtemp(prefix="benchmark_sglang-"))
     work.mkdir(parents=True, exist_ok=True)
@@ -377,4 +393,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from tour_report import FP8_K, FP8_N, PARTS, PROVIDERS, TourRow, tables, with_rates, write_report
 
-from tilelang_gemm_wrapper.core.bench import CANNOT_RUN, why_cannot_run
+from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN, ending_in_one_line, stop
+from tilelang_gemm_wrapper.core.bench import FROM_CSV_HINT, why_cannot_run
 from tilelang_gemm_wrapper.core.results import gemm_bytes, gemm_flops, read_rows, write_rows
 from tilelang_gemm_wrapper.core.timing import why_impossible
 
@@ -352,18 +353,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0; 1 where a result was wrong or impossibly fast; 2 where it cannot start."""
     parser = _parser()
     options = parser.parse_args(argv)
+    return ending_in_one_line(parser.prog, lambda: _main(parser, options))
+
+
+def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.from_csv:
         try:
             written = write_report(options.from_csv, read_rows(options.from_csv, TourRow))
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        except (OSError, ValueError) as failure:
+            stop(parser, failure)
         print("\n".join(f"written: {place}" for place in written))
         return 0
-    if not options.budget_ms > 0:
-        parser.error(f"--budget-ms {options.budget_ms}: must be above 0")
+    if not 0 < options.budget_ms < math.inf:
+        parser.error(f"--budget-ms {options.budget_ms}: must be above 0, and finite")
     reason = why_cannot_run()
     if reason:
-        print(f"The benchmark cannot run here: {reason}", file=sys.stderr)
+        print(f"The benchmark cannot run here: {reason}; {FROM_CSV_HINT}", file=sys.stderr)
         return CANNOT_RUN
     return _run(options)
 

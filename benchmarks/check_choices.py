@@ -25,6 +25,8 @@ from tqdm import tqdm
 from tilelang_gemm_wrapper import models
 from tilelang_gemm_wrapper.config_reports import describe
 from tilelang_gemm_wrapper.core import kernel_registry
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
+from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import CompileJob, compile_many
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_loader import choose, find_config
@@ -164,6 +166,7 @@ def main() -> int:
     parser.add_argument("--configs", type=Path, help="config files (default: as a call finds them)")
     parser.add_argument("--budget-ms", type=float, default=10.0)
     options = parser.parse_args()
+    require_gpu()
     if options.step == "compare":
         return compare(options.exhaustive, options.configs, options.budget_ms)
     try:
@@ -177,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from op_rows import OpRow, by_cell
 
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
 from tilelang_gemm_wrapper.core.results import read_rows
 from tilelang_gemm_wrapper.ops import measured
 from tilelang_gemm_wrapper.ops.backends import PACKAGES
@@ -82,4 +83,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

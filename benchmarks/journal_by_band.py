@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
@@ -77,7 +79,7 @@ def _first_choices(model: CostModel, cells: Mapping[Cell, Mapping[KernelConfig, 
     return f"{geomean(losses):.3f} ({max(losses):.2f}, of {len(losses)})" if losses else "–"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,7 +88,8 @@ def main() -> None:
     text = table(path)
     path.with_name(f"{path.name.split('.')[0]}_by_band.md").write_text(text, encoding="utf-8")
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from op_report import About
 from op_rows import Cell, OpRow, bugs, by_cell
 from tqdm import tqdm
 
-from tilelang_gemm_wrapper.core.bench import CANNOT_RUN, why_cannot_run
+from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN, ending_in_one_line, stop
+from tilelang_gemm_wrapper.core.bench import FROM_CSV_HINT, why_cannot_run
 from tilelang_gemm_wrapper.core.results import append_rows, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -86,15 +88,19 @@ def main(suite: Suite, argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser(suite)
     options = parser.parse_args(argv)
+    return ending_in_one_line(parser.prog, lambda: _main(suite, parser, options))
+
+
+def _main(suite: Suite, parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.from_csv:
         try:
             rows = read_rows(options.from_csv, OpRow)
             _print_report(suite, options.from_csv, rows)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        except (OSError, ValueError) as failure:
+            stop(parser, failure)
         return 0
-    if not options.budget_ms > 0:
-        parser.error(f"--budget-ms {options.budget_ms}: must be above 0")
+    if not 0 < options.budget_ms < math.inf:
+        parser.error(f"--budget-ms {options.budget_ms}: must be above 0, and finite")
     cells = [
         cell
         for cell in suite.cells
@@ -107,7 +113,7 @@ def main(suite: Suite, argv: Sequence[str] | None = None) -> int:
         )
     reason = why_cannot_run()
     if reason:
-        print(f"The benchmark cannot run here: {reason}", file=sys.stderr)
+        print(f"The benchmark cannot run here: {reason}; {FROM_CSV_HINT}", file=sys.stderr)
         return CANNOT_RUN
     return _run(suite, cells, options)
 

@@ -82,8 +82,10 @@ def main() -> int:
     if options.run_variants:
         run_variants(options.run_variants)
         return 0
+    from tilelang_gemm_wrapper.core.bench import require_gpu
     from tilelang_gemm_wrapper.core.device import device_of
 
+    require_gpu()
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         print("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit", file=sys.stderr)
@@ -118,4 +120,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
+
+    sys.exit(ending_in_one_line(Path(__file__).name, main))

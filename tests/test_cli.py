@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from fresh_python import printed_by
 
 import tilelang_gemm_wrapper
-from tilelang_gemm_wrapper import cli, demo
+from tilelang_gemm_wrapper import cli, demo, doctor, entrypoint
 from tilelang_gemm_wrapper.core import bench
 from tilelang_gemm_wrapper.core.config_file import config_file_name
+from tilelang_gemm_wrapper.entrypoint import Warmup
 
 H200 = "NVIDIA_H200"
 ENTRY = {
@@ -57,9 +61,15 @@ def test_module_runs_as_the_command() -> None:
         ([], "required: COMMAND"),
         (["tunes"], "invalid choice: 'tunes'"),
         (["doctor", "--fast"], "unrecognised arguments: --fast"),
-        (["explain", "0", "128", "128"], "'0' is no positive whole number"),
+        (["explain", "0", "128", "128"], "'0' holds a number below 1"),
+        (["explain", "1", "99999999999999999999", "128"], "holds a number above 2147483647"),
+        (["explain", "1", "x", "128"], "'x' is no whole number"),
+        (["explain", "1", "9" * 5000, "128"], "is no list of whole numbers"),
         (["explain", "1", "-128", "128"], "128"),
         (["warmup", "--shapes", "4096x8192"], "expected N,K as in 4096,8192"),
+        (["warmup", "--shapes", "4096,"], "'' is no whole number"),
+        (["warmup", "--shapes", "4096,0"], "'0' holds a number below 1"),
+        (["warmup", "--shapes", "4096,8192", "--m-max", "0"], "'0' holds a number below 1"),
         (["warmup"], "--shapes"),
         (["configs"], "required: ACTION"),
     ],
@@ -80,13 +90,119 @@ def test_bench_gets_its_own_options_unread(monkeypatch: pytest.MonkeyPatch) -> N
     assert received == [["--N", "4096", "--K", "8192", "--help"]]
 
 
-def test_warmup_gets_shapes_and_largest_m(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("done", "status", "said"),
+    [
+        (
+            Warmup(missing=2, compiled=2, cached=5),
+            cli.DONE,
+            "TileLang kernels: 2 compiled, 5 already in the cache\n",
+        ),
+        (
+            Warmup(missing=2, compiled=1, failed=1),
+            cli.FAILED,
+            "1 compiled, 0 already in the cache, 1 did not compile: other kernels",
+        ),
+        (Warmup(unserved={(100, 128): "N = 100 is odd"}), cli.DONE, "for N=100, K=128: N = 100 is odd\n"),
+    ],
+)
+def test_warmup_gets_shapes_and_largest_m_and_says_what_it_did(
+    done: Warmup,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     received: list[object] = []
-    monkeypatch.setattr(
-        tilelang_gemm_wrapper, "warmup", lambda shapes, m_max: received.append((shapes, m_max)), raising=False
-    )
-    assert cli.main(["warmup", "--shapes", "4096,8192", "512,1024", "--m-max", "64"]) == cli.DONE
+    monkeypatch.setattr(entrypoint, "warm_up", lambda shapes, m_max: received.append((shapes, m_max)) or done)
+    assert cli.main(["warmup", "--shapes", "4096,8192", "512,1024", "--m-max", "64"]) == status
     assert received == [([(4096, 8192), (512, 1024)], 64)]
+    assert said in capsys.readouterr().out
+
+
+def test_warmup_without_a_gpu_says_that_nothing_was_compiled_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["warmup", "--shapes", "6144,2560", "100,100", "104,100"]) == cli.CANNOT_RUN
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"tilelang-gemm warmup: nothing was compiled: torch {torch.__version__} ")
+    assert [line.split(":")[0] for line in rest] == [
+        "no TileLang kernel for N=100, K=100",
+        "no TileLang kernel for N=104, K=100",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/proc/x"),
+            2,
+            "/proc/x: No such file or directory",
+        ),
+        (PermissionError("not yours"), 2, "not yours"),
+        (ValueError("N is 3"), 2, "N is 3"),
+        (
+            ModuleNotFoundError("No module named 'ray'", name="ray"),
+            2,
+            "pip install 'tilelang-gemm-wrapper[tune]'",
+        ),
+        (ModuleNotFoundError("No module named 'tokenizers.x'", name="tokenizers.x"), 2, "wrapper[demo]'"),
+        (ModuleNotFoundError("No module named 'triton'", name="triton"), 2, "pip install triton"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_stops_a_command_is_one_line(
+    failure: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def report() -> str:
+        raise failure
+
+    monkeypatch.setattr(doctor, "report", report)
+    assert cli.main(["doctor"]) == status
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("tilelang-gemm doctor: ") and line.endswith(said)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "report", lambda: {}["no such key"])
+    with pytest.raises(KeyError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("arguments", ["configs list", "--help", "tune --help"])
+def test_a_reader_that_has_read_enough_is_no_error(arguments: str) -> None:
+    command = f"{sys.executable} -m tilelang_gemm_wrapper {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "tilelang_gemm_wrapper", "configs", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == cli.CANNOT_RUN and "No space left on device" in line
+
+
+def test_without_torch_a_command_says_so_in_one_line() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "sys.stderr = sys.stdout\n"
+        "from tilelang_gemm_wrapper.cli import main\n"
+        "for arguments in ('explain 1 16 128', 'warmup --shapes 16,128', 'bench --shapes public', 'demo',\n"
+        "                  'tune --shapes public', 'lab dump --kernel base --to x'):\n"
+        "    assert main(arguments.split()) == 2, arguments\n"
+    )
+    lines = printed_by(code).splitlines()
+    assert len(lines) == 6
+    assert {line.partition(": ")[2] for line in lines} == {"torch is not installed: pip install torch"}
 
 
 @pytest.mark.parametrize(("held", "status"), [(True, cli.DONE), (False, cli.FAILED)])
@@ -114,6 +230,19 @@ def test_explain_refuses_an_unknown_chip(capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["explain", "16", "4096", "8192", "--device", "NVIDIA_H300"]) == cli.CANNOT_RUN
     error = capsys.readouterr().err
     assert "'NVIDIA_H300' is not known" in error and H200 in error
+
+
+@pytest.mark.parametrize("command", [["explain", "16"], ["configs", "show"]])
+def test_a_chip_that_is_nearly_named_is_suggested(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, "4096", "8192", "--device", "H200"]) == cli.CANNOT_RUN
+    assert "did you mean NVIDIA_H200 or NVIDIA_H200_NVL?" in capsys.readouterr().err
+
+
+def test_explain_answers_for_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "16", "4096", "8192", "--device", "cpu"]) == cli.DONE
+    assert " on cpu: torch [" in capsys.readouterr().out
 
 
 def test_configs_list_counts_entries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +338,49 @@ def test_configs_check_fails_on_a_chip_nobody_knows(
 
 def test_configs_check_fails_on_a_missing_directory(tmp_path: Path) -> None:
     assert cli.main(["configs", "check", str(tmp_path / "absent")]) == cli.FAILED
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a tuned file whose files cannot be listed, not even by root."""
+    write_table(tmp_path, {"8": ENTRY})
+    usual = os.listdir
+
+    def listdir(path: Any) -> list[str]:
+        if Path(path) == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    return tmp_path
+
+
+@pytest.mark.parametrize("action", ["list", "check"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(
+    action: str,
+    named: bool,
+    unreadable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(unreadable))
+    status = cli.main(["configs", action, *([str(unreadable)] if named else [])])
+    assert status == (cli.FAILED if action == "check" else cli.DONE)
+    assert f"{unreadable}: cannot be read (Permission denied)" in capsys.readouterr().out.splitlines()
+
+
+def test_a_directory_that_cannot_be_read_has_no_difference(
+    unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["configs", "diff", str(unreadable), "/"]) == cli.CANNOT_RUN
+    assert f"{unreadable} cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["list", "check"])
+def test_a_file_is_no_directory(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["configs", action, __file__])
+    assert f"{__file__}: is no directory" in capsys.readouterr().out.splitlines()
 
 
 def test_shipped_configs_are_all_usable(

@@ -50,4 +50,4 @@ def test_far_above_the_last_tuned_m_the_default_choice_is_compared(
 
 def test_diff_of_what_is_no_directory_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["configs", "diff", str(tmp_path), str(tmp_path / "nowhere")]) == cli.CANNOT_RUN
-    assert "nowhere is no directory" in capsys.readouterr().err
+    assert "nowhere does not exist: give two directories" in capsys.readouterr().err

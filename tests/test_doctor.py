@@ -178,6 +178,48 @@ def test_environment_shows_what_is_set_and_what_is_wrong(monkeypatch: pytest.Mon
     assert "SGLANG_ENABLE_TILELANG_GEMM" not in lines
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TILELANG_GEMM_FALBACK", "did you mean TILELANG_GEMM_FALLBACK?"),
+        ("TILELANG_FALLBACK", "did you mean TILELANG_GEMM_FALLBACK?"),
+        ("tilelang_gemm_cache_dir", "did you mean TILELANG_GEMM_CACHE_DIR?"),
+        ("SGLANG_TILELANG_CONFIG_DIR", "did you mean SGLANG_TILELANG_GEMM_CONFIG_DIR?"),
+        ("SGLANG_ENABLE_TILELANG_FP8_GEMM", "did you mean SGLANG_ENABLE_TILELANG_GEMM?"),
+        ("SGLANG_ENABLE_TILELANG", "did you mean SGLANG_ENABLE_TILELANG_GEMM?"),
+        ("TILELANG_GEMM_STATIC_WEIGHT", "did you mean TILELANG_GEMM_STATIC_WEIGHTS?"),
+        ("TILELANG_GEMM_VERBOSITY", "there are SGLANG_TILELANG_GEMM_CONFIG_DIR, "),
+    ],
+)
+def test_a_misspelt_variable_is_flagged(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    lines = {line.split()[0]: line for line in doctor._environment().splitlines()}
+    assert f"'1'  UNKNOWN: nothing reads it; {meant}" in lines[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TILELANG_CACHE_DIR", "TILELANG_DISABLE_CACHE", "SGLANG_OPT_USE_TILELANG_INDEXER", "TILELANG_VERBOSE"],
+)
+def test_variables_of_others_are_not_flagged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert "UNKNOWN" not in doctor._environment()
+
+
+def test_every_variable_of_ours_has_a_reader() -> None:
+    constants = {name: value for name, value in vars(configurer).items() if name.isupper()}
+    named = {value for value in constants.values() if isinstance(value, str) and "TILELANG_GEMM" in value}
+    assert named == configurer.READERS.keys(), "list a new variable in configurer.READERS"
+
+
+def test_a_config_directory_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(tmp_path / "file"))
+    assert doctor._config_directories(H200).splitlines()[0] == f"  {tmp_path / 'file'}: is no directory"
+
+
 def test_a_wrong_setting_does_not_hide_the_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILELANG_GEMM_FALLBACK", "cutlass")
     text = doctor._backends(cpu_device())

@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -326,6 +327,8 @@ def test_explain_compiles_nothing(monkeypatch):
         (1.5, 16, 128, "M is 1.5"),
         ("1", 16, 128, "M is '1'"),
         (1, None, 128, "N is None"),
+        (True, 16, 128, "M is True"),
+        (1, 2**31, 128, "N is 2147483648, expected a whole number of at least 1, at most 2147483647"),
     ],
 )
 def test_explain_refuses_numbers(M, N, K, said):
@@ -334,12 +337,38 @@ def test_explain_refuses_numbers(M, N, K, said):
     assert said in str(refusal.value)
 
 
-@pytest.mark.parametrize("device", ["NVIDIA_B200", "", 0, torch.device("cuda", 0)], ids=repr)
+@pytest.mark.parametrize("device", ["NVIDIA_B200", "", "cuda:x", "gpu"], ids=repr)
 def test_explain_refuses_unknown_devices(device):
     with pytest.raises(ValueError) as refusal:
         explain(1, 16, 128, device)
-    for text in (f"device is {device!r}", "NVIDIA_H200", "NVIDIA_L40S", "alias"):
+    for text in (f"device {device!r} is not known", "NVIDIA_H200", "NVIDIA_L40S"):
         assert text in str(refusal.value)
+
+
+@pytest.mark.parametrize("device", [-1, 1.0, True, torch.device("meta"), ["NVIDIA_H200"]], ids=repr)
+def test_explain_refuses_what_names_no_device(device):
+    with pytest.raises(ValueError, match="expected the name of a chip such as 'NVIDIA_H200', a CUDA index"):
+        explain(1, 16, 128, device)
+
+
+@pytest.mark.parametrize("device", [2, "cuda:2", torch.device("cuda", 2)], ids=repr)
+def test_a_device_of_this_machine_has_several_names(device, monkeypatch):
+    monkeypatch.setattr(entrypoint, "device_of", {2: H200}.__getitem__)
+    assert explain(8, 6144, 2560, device).device == "NVIDIA_H200"
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=repr)
+def test_explain_for_the_cpu(device):
+    assert explain(8, 6144, 2560, device).device == "cpu"
+
+
+@pytest.mark.parametrize("device", [0, "cuda", torch.device("cuda")], ids=repr)
+def test_without_a_gpu_cuda_is_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for call in (lambda: explain(1, 16, 128, device), lambda: warmup([(16, 128)], device=device)):
+        with pytest.raises(RuntimeError, match="there is no CUDA device 0: torch sees 0; check CUDA_VISIBLE"):
+            call()
 
 
 # ---- warmup
@@ -350,6 +379,39 @@ def test_warmup_off_gpu_does_nothing(monkeypatch):
     monkeypatch.setattr(wrapper, "gemm_for", lambda *_: pytest.fail("built a table"))
     monkeypatch.setattr(compile_cache, "compile_many", lambda *_: pytest.fail("compiled"))
     assert warmup([(6144, 2560)]) == 0
+    assert warmup(((np.int64(6144), torch.tensor(2560)) for _ in range(2)), np.int32(8), "cpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (((6144, 2560),), "shapes has 6144, expected pairs (N, K) of whole numbers, as in [(6144, 2560)]"),
+        (([(6144,)],), "shapes has (6144,), expected pairs"),
+        (([(6144, 2560, 1)],), "shapes has (6144, 2560, 1), expected pairs"),
+        (("6144,2560",), "shapes has '6', expected pairs"),
+        ((None,), "shapes is None, expected pairs"),
+        (([None],), "shapes has None, expected pairs"),
+        (([(-1, 2560)],), "N of shape (-1, 2560) is -1, expected a whole number of at least 1"),
+        (([(16, 128), (16, 0)],), "K of shape (16, 0) is 0, expected a whole number"),
+        (([(16.0, 128)],), "N of shape (16.0, 128) is 16.0, expected a whole number"),
+        (([("16", "128")],), "is '16', expected a whole number"),
+        (([(True, 128)],), "is True, expected a whole number"),
+        (([(2**40, 128)],), "at most 2147483647"),
+        (([(16, 128)], 0), "m_max is 0, expected a whole number of at least 1"),
+        (([(16, 128)], None), "m_max is None"),
+        (([(16, 128)], 8, "NVIDIA_H200"), "device is 'NVIDIA_H200', expected a CUDA index"),
+        (([(16, 128)], 8, -1), "device is -1, expected a CUDA index"),
+        (([], 8, 1.5), "device is 1.5, expected a CUDA index"),
+    ],
+)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_warmup_refuses_what_it_cannot_mean(arguments, said, gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(wrapper, "gemm_for", lambda *_: pytest.fail("built a table"))
+    with pytest.raises(ValueError) as refusal:
+        warmup(*arguments)
+    assert said in str(refusal.value)
 
 
 def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
@@ -366,6 +428,7 @@ def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(wrapper, "device_of", lambda index: H200)
+    monkeypatch.setattr(entrypoint, "device_of", lambda index: H200)
     monkeypatch.setattr(
         wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64, 512, 600), choices)
     )
@@ -382,7 +445,8 @@ def test_warmup_compiles_what_m_can_reach(monkeypatch, caplog):
             backends.backend(name), "warmup", lambda *shape, name=name: done.append((name, *shape))
         )
     with caplog.at_level(logging.WARNING):
-        warmup([(6144, 2560), (6144, 2560)], m_max=300, progress=False)
+        did = entrypoint.warm_up([(6144, 2560), (6144, 2560)], m_max=300, progress=False)
+    assert str(did) == "TileLang kernels: 1 compiled, 0 already in the cache"
     job = CompileJob(6144, 2560, SWAP, "sm_90a")
     cuda = torch.device("cuda", 0)
     assert done == [
@@ -418,6 +482,7 @@ def test_warmup_survives_its_bookkeeping(monkeypatch, tmp_path, trouble):
 
     monkeypatch.setattr(compile_cache, "run_jobs", run_jobs)
     monkeypatch.setattr(kernel_cache, "_in_use", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path))
     if trouble == "no cache":
         monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", "/dev/null/cache")
@@ -432,6 +497,53 @@ def test_warmup_survives_its_bookkeeping(monkeypatch, tmp_path, trouble):
 
 def _no_locks(*_):
     raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_warmup_counts_what_is_loaded_not_what_was_tried(monkeypatch):
+    """A kernel found in the cache, one made now, one that does not compile."""
+    found = KernelConfig("base", 128, 128, 128, 4, 256)
+    choices = tuple(Choice(config.kernel_type, config, "test", "") for config in (SWAP, SPLIT, found))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv(configurer.FALLBACK, "torch")
+    for module in (wrapper, entrypoint):
+        monkeypatch.setattr(module, "device_of", lambda index: H200)
+    monkeypatch.setattr(
+        wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64, 512), choices)
+    )
+    monkeypatch.setattr(compile_cache, "is_compiled", lambda job: job.config == found)
+    monkeypatch.setattr(compile_cache, "compile_many", lambda jobs, progress: [])
+
+    def compile_kernel(job):
+        if job.config == SPLIT:
+            raise RuntimeError("ptxas died")
+        return print
+
+    monkeypatch.setattr(wrapper, "compile_kernel", compile_kernel)
+    did = entrypoint.warm_up([(6144, 2560)], progress=False)
+    assert (did.missing, did.compiled, did.cached, did.failed) == (2, 1, 1, 1)
+    assert str(did) == (
+        "TileLang kernels: 1 compiled, 1 already in the cache, 1 did not compile: other kernels take their "
+        "place"
+    )
+
+
+def test_warmup_names_the_shapes_that_no_tilelang_kernel_takes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(configurer, "why_tilelang_unfit", lambda: None)
+    for module in (wrapper, entrypoint):
+        monkeypatch.setattr(module, "device_of", lambda index: H200)
+    monkeypatch.setenv(configurer.FALLBACK, "torch")
+    did = entrypoint.warm_up([(100, 128), (16, 100)], progress=False)
+    assert list(did.unserved) == [(100, 128), (16, 100)]
+    first, *rest = str(did).splitlines()
+    assert first == "TileLang kernels: 0 compiled, 0 already in the cache"
+    assert rest[0].startswith("no TileLang kernel for N=100, K=128: N = 100 is not a multiple of 16")
+    assert rest[1].startswith("no TileLang kernel for N=16, K=100: K = 100 is not a multiple of 128")
 
 
 def test_public_names():

@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
 from fresh_python import printed_by
 from packaging.requirements import Requirement
+from published_results import RESULTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSTRAINTS = REPOSITORY / "requirements/constraints.txt"
@@ -56,6 +58,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return installed
 
 
+@pytest.fixture(scope="module")
+def source_distribution(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of the sdist, by their paths in it."""
+    built = tmp_path_factory.mktemp("sdist")
+    build = ["-m", "build", "--sdist", "--no-isolation", "--outdir", str(built), str(REPOSITORY)]
+    subprocess.run([sys.executable, *build], check=True, capture_output=True, text=True)
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        return {name.partition("/")[2] for name in file.getnames()}
+
+
 def run_installed(site: Path, code: str) -> str:
     """Run `code` against the installed wheel, away from the checkout; returns what it prints."""
     environment = {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
@@ -85,6 +98,32 @@ def test_wheel_carries_the_whole_package_and_nothing_else(site: Path) -> None:
         "__pycache__",
     }
     assert top == {PACKAGE}
+
+
+def test_sdist_carries_what_its_documents_and_tests_need(source_distribution: set[str]) -> None:
+    folders = ("tests", "tuning", "docs", "examples", "requirements", "configs", PACKAGE)
+    for folder in folders:
+        inside = {name.partition("/")[2] for name in source_distribution if name.startswith(f"{folder}/")}
+        journals = {name for name in files_below(REPOSITORY / folder) if name.startswith(".tuning/")}
+        assert inside == files_below(REPOSITORY / folder) - journals, folder
+    scripts = {path.name for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    assert {f"benchmarks/{name}" for name in scripts} <= source_distribution
+    assert {"Makefile", "LICENSE", "README.md", "CONTRIBUTING.md", "pyproject.toml"} <= source_distribution
+
+
+def test_a_repository_has_the_results_that_tests_read() -> None:
+    """Without them tests are skipped, which only an unpacked sdist may do."""
+    assert RESULTS.is_dir() or (REPOSITORY / "PKG-INFO").is_file()
+
+
+def test_classifiers_name_the_pythons_that_are_admitted(site: Path) -> None:
+    (metadata,) = site.glob("*.dist-info")
+    classifiers = PathDistribution(metadata).metadata.get_all("Classifier") or []
+    python = "Programming Language :: Python :: 3."
+    minors = [line.removeprefix(python) for line in classifiers if line.startswith(python)]
+    assert minors[0] == "10" and PathDistribution(metadata).metadata["Requires-Python"] == ">=3.10"
+    assert minors == [str(minor) for minor in range(10, 10 + len(minors))]
+    assert "Operating System :: POSIX :: Linux" in classifiers
 
 
 def test_metadata_names_the_command_licence_and_extras(site: Path) -> None:

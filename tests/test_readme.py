@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_results import needs_results
 
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.report import OURS, OURS_COLUMN_MAJOR, geomean
@@ -44,6 +45,7 @@ def test_the_example_of_the_ops_runs() -> None:
     assert q.shape == (4, 2560) and scale.shape == (4, 20)
 
 
+@needs_results
 @pytest.mark.parametrize(
     ("document", "results"),
     [("kernel-lab.md", ("lab.md", "launch_latency.md")), ("kernel-tour.md", ("tour.md",))],
@@ -131,6 +133,7 @@ def test_the_example_of_the_lab_is_a_case(tmp_path: Path) -> None:
     assert list(dump(f"{file}:case", tmp_path / "dump").entries) == ["double"]
 
 
+@needs_results
 def test_the_figures_are_those_of_the_results() -> None:
     script = [sys.executable, str(REPOSITORY / "benchmarks" / "update_readme.py"), "--check"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -150,6 +153,7 @@ def test_every_environment_variable_is_listed_once() -> None:
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(ours)
 
 
+@needs_results
 @pytest.mark.parametrize(
     "document",
     [

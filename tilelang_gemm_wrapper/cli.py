@@ -1,7 +1,7 @@
 """`tilelang-gemm`: the package from the command line.
 
 Each command imports what it needs when it runs, so that `--help` answers at once. Exit status: 0 done, 1 a
-check failed, 2 wrong usage or nothing that could run, with a message that says why.
+check failed, 2 wrong usage or nothing that could run, with a message that says why, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tilelang_gemm_wrapper import __version__
+from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN, DONE, ending_in_one_line, whole_number
 
 if TYPE_CHECKING:
     from tilelang_gemm_wrapper.core.device import Device
 
-DONE, FAILED, CANNOT_RUN = 0, 1, 2
+FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's arguments. Returns the exit status."""
+    return ending_in_one_line("tilelang-gemm", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command not in ("bench", "tune", "lab"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return arguments.run(arguments, rest)
-    except (ValueError, RuntimeError, ImportError) as error:
-        print(f"tilelang-gemm {arguments.command}: {error}", file=sys.stderr)
-        return CANNOT_RUN
-    except BrokenPipeError:  # `| head` has read enough
-        sys.stderr.close()
-        return DONE
+    program = f"tilelang-gemm {arguments.command}"
+    return ending_in_one_line(program, lambda: arguments.run(arguments, rest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,13 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     warmup.add_argument("--shapes", nargs="+", required=True, type=_shape, metavar="N,K")
     warmup.add_argument(
-        "--m-max", type=_positive, default=8192, help="largest M that calls will have (%(default)s)"
+        "--m-max", type=whole_number, default=8192, help="largest M that calls will have (%(default)s)"
     )
     warmup.set_defaults(run=_warmup)
 
     explain = commands.add_parser("explain", help="which kernel a call would run, from which file, and why")
     for name in ("M", "N", "K"):
-        explain.add_argument(name, type=_positive)
+        explain.add_argument(name, type=whole_number)
     _add_device(explain)
     explain.set_defaults(run=_explain)
 
@@ -92,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("directories", nargs="*", help="look here instead of on the search path")
     listing.set_defaults(run=_configs_list)
     show = actions.add_parser("show", help="the table that serves one weight shape")
-    show.add_argument("N", type=_positive)
-    show.add_argument("K", type=_positive)
+    show.add_argument("N", type=whole_number)
+    show.add_argument("K", type=whole_number)
     _add_device(show)
     show.set_defaults(run=_configs_show)
     check = actions.add_parser(
@@ -114,31 +113,22 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
-
-
 def _shape(text: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is no weight shape; expected N,K as in 4096,8192")
-    return _positive(parts[0]), _positive(parts[1])
+    return whole_number(parts[0]), whole_number(parts[1])
 
 
 def _device(name: str | None) -> Device:
     """The chip named on the command line, else this machine's."""
-    from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, canonical_name
-
     if name is None:
         from tilelang_gemm_wrapper.doctor import this_device
 
         return this_device()
-    known = KNOWN_DEVICES.get(canonical_name(name))
-    if known is None:
-        raise ValueError(f"device {name!r} is not known; known are {', '.join(KNOWN_DEVICES)}")
-    return known
+    from tilelang_gemm_wrapper.core.device import known_device
+
+    return known_device(name)
 
 
 def _demo(arguments: argparse.Namespace, _: list[str]) -> int:
@@ -157,7 +147,7 @@ def _doctor(_: argparse.Namespace, __: list[str]) -> int:
 def _bench(_: argparse.Namespace, rest: list[str]) -> int:
     from tilelang_gemm_wrapper.core import bench
 
-    return bench.main(rest) or DONE
+    return bench.main(rest, program="tilelang-gemm bench")
 
 
 def _tune(_: argparse.Namespace, rest: list[str]) -> int:
@@ -173,16 +163,20 @@ def _lab(_: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _warmup(arguments: argparse.Namespace, _: list[str]) -> int:
-    from tilelang_gemm_wrapper import warmup
+    from tilelang_gemm_wrapper.entrypoint import warm_up
 
-    warmup(arguments.shapes, m_max=arguments.m_max)
-    return DONE
+    done = warm_up(arguments.shapes, m_max=arguments.m_max)
+    if done.why_idle is not None:
+        print(f"tilelang-gemm warmup: {done}", file=sys.stderr)
+        return CANNOT_RUN
+    print(done)
+    return FAILED if done.failed else DONE
 
 
 def _explain(arguments: argparse.Namespace, _: list[str]) -> int:
     from tilelang_gemm_wrapper import explain
 
-    print(explain(arguments.M, arguments.N, arguments.K, device=_device(arguments.device)))
+    print(explain(arguments.M, arguments.N, arguments.K, device=arguments.device))
     return DONE
 
 

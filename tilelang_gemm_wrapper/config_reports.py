@@ -20,6 +20,7 @@ from tilelang_gemm_wrapper.core.config_file import (
 from tilelang_gemm_wrapper.core.config_loader import choose, find_config, why_other_kernels
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name
 
+_ABSENT = "does not exist"
 _NAMED_FOR = re.compile(r"N=([0-9]+),K=([0-9]+),device_name=([^,]+)(,.*)?\.json")
 
 
@@ -48,17 +49,26 @@ class FoundFile:
 
 
 def files_in(directory: str | os.PathLike[str]) -> list[FoundFile]:
-    """The tuned files of a directory by device, N and K; none where it cannot be read."""
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
+    """The tuned files of a directory by device, N and K. Raises OSError if `why_unreadable` has a reason."""
     found = []
-    for name in names:
+    for name in os.listdir(directory):
         match = _NAMED_FOR.fullmatch(name)
         if match and not name.endswith(".meta.json"):
             found.append(FoundFile(Path(directory, name), int(match[1]), int(match[2]), match[3]))
     return sorted(found, key=lambda file: (file.device_name, file.N, file.K))
+
+
+def why_unreadable(directory: str | os.PathLike[str]) -> str | None:
+    """Why it cannot be said which files a directory has, as a clause; None where it can."""
+    try:
+        os.listdir(directory)
+    except FileNotFoundError:
+        return _ABSENT
+    except NotADirectoryError:
+        return "is no directory"
+    except (OSError, ValueError) as failure:  # ValueError: a NUL in the path
+        return f"cannot be read ({getattr(failure, 'strerror', None) or failure})"
+    return None
 
 
 def describe(config: KernelConfig) -> str:
@@ -95,6 +105,10 @@ def listing(directories: Sequence[str] | None = None) -> str:
     """Every tuned file of each directory, with the range of M that it covers."""
     paragraphs = []
     for directory in _directories(directories):
+        why_not = why_unreadable(directory)
+        if why_not is not None:
+            paragraphs.append(f"{directory}: {why_not}")
+            continue
         rows: list[Sequence[object]] = [("device", "N", "K", "entries", "M")]
         for file in files_in(directory):
             try:
@@ -106,8 +120,7 @@ def listing(directories: Sequence[str] | None = None) -> str:
         if len(rows) > 1:
             paragraphs.append(f"{directory}\n{columns(rows)}")
         else:
-            state = "no tuned file" if directory.is_dir() else "does not exist"
-            paragraphs.append(f"{directory}: {state}")
+            paragraphs.append(f"{directory}: no tuned file")
     return "\n\n".join(paragraphs)
 
 
@@ -154,9 +167,11 @@ def check(directories: Sequence[str] | None = None) -> tuple[str, bool]:
     """A line per file and per refusal, and whether every file of every directory is usable as a whole."""
     lines, refusals, count, others = [], 0, 0, 0
     for directory in _directories(directories):
-        if not directory.is_dir():
-            lines.append(f"{directory}: does not exist")
-            refusals += directories is not None  # asked for by name, it should be there
+        why_not = why_unreadable(directory)
+        if why_not is not None:
+            lines.append(f"{directory}: {why_not}")
+            # Of the search path some may be absent; asked for by name, one should be there.
+            refusals += directories is not None or why_not != _ABSENT
             continue
         for file in files_in(directory):
             count += 1
@@ -184,11 +199,12 @@ def difference(before: str | os.PathLike[str], after: str | os.PathLike[str]) ->
     """What two directories of tuned files serve differently, for every M that either has an entry for.
 
     The times are those that each file records; only times of one run are comparable to a per cent. Raises
-    ValueError where a directory does not exist.
+    ValueError where a directory does not exist or cannot be read.
     """
     for directory in (before, after):
-        if not os.path.isdir(directory):
-            raise ValueError(f"{directory} is no directory: give two directories of tuned files")
+        why_not = why_unreadable(directory)
+        if why_not is not None:
+            raise ValueError(f"{directory} {why_not}: give two directories of tuned files")
     old, new = ({(f.device_name, f.N, f.K): f for f in files_in(d)} for d in (before, after))
     paragraphs, same = [], 0
     for key in sorted(old.keys() | new.keys()):

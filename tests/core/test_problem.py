@@ -467,3 +467,27 @@ def test_what_is_refused_is_explained(made):
         assert all(made[name].device.type == "cpu" and made[name].dim() == 2 for name in ORDER)
         assert made["C"].shape == (M, N)
         assert not any(made[name].requires_grad for name in ORDER)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda run, A, A_scale: torch.func.vmap(run)(A.expand(2, -1, -1), A_scale.expand(2, -1, -1)),
+        lambda run, A, A_scale: torch.func.functionalize(run)(A, A_scale),
+    ],
+    ids=["vmap", "functionalize"],
+)
+def test_what_has_no_memory_is_told_apart_from_what_lies_wrong(transform):
+    made = tensors()
+
+    def run(A, A_scale):
+        return check(**made | {"A": A, "A_scale": A_scale, "C": torch.empty(4, 48, dtype=BF16)})
+
+    with pytest.raises(ValueError, match=r"A has no memory of its own, as in torch\.func's vmap"):
+        transform(run, made["A"], made["A_scale"])
+
+
+def test_meta_tensors_are_sent_to_the_op_that_traces():
+    made = {name: tensor.to("meta") for name, tensor in tensors().items()}
+    with pytest.raises(ValueError, match=r"shapes call torch\.ops\.tilelang_gemm\.gemm_nt_f8f8bf16"):
+        check(**made)

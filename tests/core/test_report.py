@@ -89,7 +89,15 @@ def test_host_rows_survive_the_csv(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("M,N,K\n1,2,3\n")
-    with pytest.raises(ValueError, match=r"other\.csv lacks the columns date, device"):
+    with pytest.raises(ValueError, match=r"other\.csv lacks the columns date, device, \w+ and \d+ more"):
+        read_rows(path, Row)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"M,N\n" + b"x" * 200_000 + b"\n", b"\x00,\x00\n"])
+def test_a_file_that_is_no_table_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "other.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.csv (is no CSV file|lacks the columns)"):
         read_rows(path, Row)
 
 

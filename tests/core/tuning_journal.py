@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+import pytest
+from published_results import RESULTS
+
 from tilelang_gemm_wrapper.core import kernel_registry
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.cost_model import CostModel
@@ -29,6 +32,8 @@ Times = dict[tuple[int, Shape], dict[KernelConfig, float]]
 @cache
 def timings(path: Path = PATH) -> Times:
     """µs by (M, (N, K)) and TileLang config, of the configs that a tuner would try today."""
+    if not RESULTS.is_dir():
+        pytest.skip("the journals are in the repository alone, not in the sdist")
     times: Times = {}
     with lzma.open(Path(__file__).resolve().parents[2] / path) as lines:
         for record in read_records(lines):

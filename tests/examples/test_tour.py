@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from published_results import needs_results
 
 from tilelang_gemm_wrapper import configurer
 from tilelang_gemm_wrapper.core.conditions import Conditions
@@ -209,6 +211,21 @@ def test_without_a_gpu_main_says_what_to_do(bench, step, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["example"])
     with pytest.raises(SystemExit, match="TRITON_INTERPRET=1"):
         bench.load(step).main()
+
+
+@pytest.mark.parametrize("sizes", [("0", "-1", "300"), ("1", "0", "1"), ("1", "x", "1")])
+def test_sizes_that_are_none_are_told(bench, sizes, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["example", "--shape", *sizes])
+    with pytest.raises(SystemExit) as end:
+        bench.load(2).main()
+    assert end.value.code == 2
+    assert "argument --shape: '" in capsys.readouterr().err
+
+
+def test_without_the_package_a_step_says_what_to_install(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tilelang_gemm_wrapper.lab.debug", None)
+    with pytest.raises(SystemExit, match=r"run pip install \. in the checkout first"):
+        runpy.run_path(str(TOUR / "tour_checks.py"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -520,6 +537,7 @@ def test_published_reports_are_those_of_their_figures(bench, tour_report, path):
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
+@needs_results
 def test_links_of_the_page_lead_somewhere():
     links = set(re.findall(r"\]\(([^)#]+)\)", TEXT))
     missing = {link for link in links if "://" not in link and not (PAGE.parent / link).exists()}

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_python import printed_by
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
-from tilelang_gemm_wrapper.lab import compile_from, diff, dump, run_from
-from tilelang_gemm_wrapper.lab.command import parsed_config
+from tilelang_gemm_wrapper.lab import compile_from, diff, dump, kernels, run_from
+from tilelang_gemm_wrapper.lab.builtin_cases import BUILTIN
+from tilelang_gemm_wrapper.lab.command import KERNELS, parsed_config
 from tilelang_gemm_wrapper.lab.dumps import Dump, cubin_capability, ptx_parameters
 
 from .lab_cases import write_add
+
+TILE = {"block_M": 64, "block_N": 64, "group_M": 8, "num_warps": 4, "num_stages": 3}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,11 @@ def replace(file: Path, old: str, new: str) -> None:
     [
         (lambda d: (d / "dump.json").unlink(), "kernel.ptx", "is no dump: it has no dump.json; make one"),
         (lambda d: (d / "dump.json").write_text("{"), "kernel.ptx", "is no JSON"),
+        (lambda d: (d / "dump.json").write_bytes(b"\xff"), "kernel.ptx", "dump.json is no JSON"),
         (lambda d: change(d, format=0), "kernel.ptx", "has format 0, expected 1"),
+        (lambda d: change(d, colour="red"), "kernel.ptx", "dump.json is incomplete .*colour"),
+        (lambda d: (d / "dump.json").write_text('{"format": 1}'), "kernel.ptx", "is incomplete .*kernel"),
+        (lambda d: change(d, language="cutlass"), "kernel.ptx", "is of unknown 'cutlass', 'sm_90a'"),
         (lambda d: (d / "kernel.ptx").unlink(), "kernel.ptx", "does not exist"),
         (lambda d: None, "kernel.sass", "is no level of"),
         (lambda d: None, "dump.json", "is no level of"),
@@ -109,7 +117,9 @@ def test_running_needs_a_gpu(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kernel", "options", "reason"),
     [
-        ("swapBA", {}, "kernel 'swapBA' is not known; expected one of base, swapAB"),
+        ("swapBA", {}, r"kernel 'swapBA' is not known; did you mean swapAB\? Expected one of base"),
+        ("splitk_swapab", {}, r"did you mean splitK_swapAB\?"),
+        ("cutlass", {}, "kernel 'cutlass' is not known; expected one of base, swapAB"),
         ("missing.py:case", {}, "missing.py does not exist"),
         ("swapAB", {"arch": "sm_75"}, "arch is 'sm_75'; expected one of sm_80"),
         ("gemv_triton", {"M": 4}, "gemv_triton has no M; its sizes are N, K"),
@@ -119,12 +129,68 @@ def test_running_needs_a_gpu(folder: Path) -> None:
         ("swapAB", {"config": {"blockM": 64}}, "has no field blockM; its fields are block_K, block_M"),
         ("triton_gemm", {"config": {"stages": 4}}, "the config has no field stages; its fields are block_M"),
         ("triton_gemm", {"config": {"block_M": 64}}, "has no block_N, group_M, num_stages, num_warps; give"),
+        ("triton_gemm", {"config": TILE | {"block_M": 63}}, "block_M = 63; expected a power of 2 from 16"),
+        ("triton_gemm", {"config": TILE | {"block_N": 256}}, "block_N = 256; expected a power of 2 from 16"),
+        ("triton_gemm", {"config": TILE | {"num_warps": 3}}, "num_warps = 3; expected a power of 2 from 1"),
+        ("triton_gemm", {"config": TILE | {"group_M": 0}}, "group_M = 0; expected at least 1"),
+        ("swapAB", {"M": -4}, "M is -4, expected a whole number of at least 1"),
+        ("base", {"M": 0}, "M is 0, expected a whole number of at least 1"),
+        ("splitK", {"K": 100}, "K = 100 is not a multiple of 128, as the TileLang kernels need; triton_gemm"),
+        ("gemv_triton", {"K": 0}, "K is 0, expected a whole number"),
+        ("rmsnorm_tilelang", {"K": 2**40}, "K is 1099511627776, .* at most 2147483647"),
+        ("triton_gemm", {"N": 16.0}, "N is 16.0, expected a whole number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_dumped(tmp_path: Path, kernel: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         dump(kernel, tmp_path / "dump", **options)
     assert not (tmp_path / "dump" / "dump.json").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "file/below", "file"])
+def test_a_place_that_cannot_be_written_is_told_before_compiling(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "build", lambda *_: pytest.fail("compiled"))
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(ValueError, match=r"cannot be written to|is a file; give a folder"):
+        dump("rmsnorm_triton", tmp_path / place)
+
+
+def test_a_dump_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("the compiler refuses")
+
+    monkeypatch.setattr(kernels, "build", refuse)
+    with pytest.raises(RuntimeError, match="the compiler refuses"):
+        dump("rmsnorm_triton", tmp_path / "some" / "where")
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_triton_refuses_are_told(tmp_path: Path) -> None:
+    kernel = write_add(tmp_path)
+    replace(tmp_path / "adding.py", '{"num_warps": 2}', '{"num_warps": 3}')
+    with pytest.raises(
+        RuntimeError, match="refuses the kernel at its options: num_warps must be a power of 2"
+    ):
+        dump(kernel, tmp_path / "dump")
+
+
+def test_help_needs_neither_torch_nor_a_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from tilelang_gemm_wrapper.cli import main\n"
+        "for arguments in (['lab', '--help'], ['lab', 'dump', '--help'], ['lab', 'dump', '--M', '0']):\n"
+        "    try:\n        main(arguments)\n"
+        "    except SystemExit:\n        continue\n"
+        "    raise AssertionError('no end')\n"
+        "assert not {'torch', 'triton', 'tilelang', 'numpy'} & set(sys.modules)\n"
+    )
+    assert ", ".join(BUILTIN) in " ".join(printed_by(code).split())
+
+
+def test_the_named_kernels_are_the_builtin_ones() -> None:
+    assert tuple(BUILTIN) == KERNELS
 
 
 def test_user_functions_that_are_no_cases(tmp_path: Path) -> None:
@@ -223,10 +289,38 @@ def test_diff(folder: Path, tmp_path: Path) -> None:
     assert re.search(r"^\+.*dense<2.0", text, re.MULTILINE)
     assert "cubin: different" in text
     assert "ptx: the same" in text
-    assert "ttgir" not in diff(folder, other, levels=["ttir"])
+    assert "ttgir" not in diff(folder, other, levels=["ttir"]).partition("\n\nttir: ")[2]
     assert "dense" not in diff(folder, other, levels=["ttir"], lines=1)
     with pytest.raises(ValueError, match="neither dump has such a level"):
         diff(folder, other, levels=["tir"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "edited", "stale"),
+    [
+        (
+            ("kernel.ttgir", "dense<1.0", "dense<2.0"),
+            "ttgir",
+            "llir, ptx, cubin, kernel.sass, the table above",
+        ),
+        (("kernel.ptx", "add.f32", "sub.f32"), "ptx", "cubin, kernel.sass, the table above"),
+        (
+            ("python/adding.py", "STEP = 1.0", "STEP = 2.0"),
+            "python",
+            "ttir, ttgir, llir, ptx, cubin, kernel.s",
+        ),
+    ],
+)
+def test_diff_says_what_does_not_show_an_edit(
+    folder: Path, tmp_path: Path, edit: tuple[str, str, str], edited: str, stale: str
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    assert "edited since the dump" not in diff(folder, other)
+    file, old, new = edit
+    replace(other / file, old, new)
+    text = diff(folder, other)
+    assert f"{other}: {edited} edited since the dump. Still of the kernel as it was dumped: {stale}" in text
+    assert f"{folder}: " not in text
 
 
 def test_ptx_parameters() -> None:
@@ -253,8 +347,15 @@ def test_parsed_config() -> None:
     assert parsed_config("") == ({}, None)
     assert parsed_config("m=16") == ({}, 16)
     assert parsed_config("block_M=64, block_N=16") == ({"block_M": 64, "block_N": 16}, None)
-    for text in ("m", "m=x", "m=16;n=3", "=4"):
+    for text in ("m", "m=x", "m=16;n=3", "=4", "m=-1"):
         with pytest.raises(ValueError, match="is no FIELD=VALUE"):
+            parsed_config(text)
+    for text, complaint in (
+        ("m=0", "a kernel is chosen for M of at least 1"),
+        ("m=1,m=2", "gives m twice"),
+        ("block_M=99999999999", "is out of all bounds"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
             parsed_config(text)
 
 

@@ -1,24 +1,89 @@
-"""Values that several commands take on their command lines."""
+"""Values that commands and public calls take, and how what stops a command is told."""
 
 from __future__ import annotations
 
 import argparse
+import operator
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .config_file import LARGEST_M
+from .failure_text import told
+
+DONE, CANNOT_RUN = 0, 2
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+
+
+def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
+    """The exit status of `run`; what was wrong or missing is one line on standard error, and status 2.
+
+    Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
+    """
+    try:
+        try:
+            return run()
+        finally:
+            _flush()
+    except BrokenPipeError:  # `| head` has read enough
+        return DONE
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, RuntimeError, ImportError, OSError) as failure:
+        print(f"{program}: {told(failure)}", file=sys.stderr)
+        return CANNOT_RUN
+
+
+def _flush() -> None:
+    """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:
+    """End as `parser.error` does, in one line: where the usage would say nothing about what is wrong."""
+    parser.exit(CANNOT_RUN, f"{parser.prog}: {told(failure)}\n")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """For argparse: "1,8,64" as (1, 8, 64), each at least 1."""
+    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    if max(numbers) > LARGEST_M:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number above {LARGEST_M}")
     return numbers
 
 
 def whole_number(text: str) -> int:
-    """For argparse: "40" as 40, at least 1."""
+    """For argparse: "40" as 40, from 1 to `LARGEST_M`."""
+    if "," not in text and not text.strip().lstrip("+-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     numbers = whole_numbers(text)
     if len(numbers) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")
     return numbers[0]
+
+
+def size_of(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int from `least` to `LARGEST_M`; ValueError where it is none.
+
+    NumPy's whole numbers are some, True and 1.0 are not.
+    """
+    try:
+        size = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = least - 1
+    if not least <= size <= LARGEST_M:
+        raise ValueError(
+            f"{name} is {value!r}, expected a whole number of at least {least}, at most {LARGEST_M}"
+        )
+    return size

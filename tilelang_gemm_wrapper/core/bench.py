@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from tqdm import tqdm
 
 from ..models import PUBLIC_M, shape_list_names, shapes_of
 from . import report
-from .arguments import whole_numbers
+from .arguments import CANNOT_RUN, DONE, ending_in_one_line, stop, whole_numbers
 from .conditions import record_conditions
+from .config_file import LARGEST_M
 from .results import CellFile, HostRow, Row, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
@@ -27,7 +29,6 @@ PROVIDER_NAMES = (
     "cublas",
     "triton",
 )
-CANNOT_RUN = 2
 
 
 def _provider_list(text: str) -> tuple[str, ...]:
@@ -49,7 +50,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to measure")
     what.add_argument("--N", type=int, help="rows of the weight matrix (output features); with --K")
     what.add_argument("--K", type=int, help="columns of the weight matrix (input features); with --N")
-    what.add_argument("--shapes", choices=shape_list_names(), help="a list of well-known (N, K) instead")
+    what.add_argument(
+        "--shapes",
+        choices=shape_list_names(),
+        metavar="LIST",
+        help=f"well-known (N, K) instead: {', '.join(shape_list_names())}",
+    )
     what.add_argument(
         "--m",
         type=whole_numbers,
@@ -98,21 +104,25 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run the benchmark; the exit status is 0, 1 where the GPU was lost on the way, 2 if it cannot start."""
     parser = _parser(program)
     options = parser.parse_args(argv)
+    return ending_in_one_line(parser.prog, lambda: _main(parser, options))
+
+
+def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.from_csv:
         try:
             rows = read_rows(options.from_csv, Row)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        except (OSError, ValueError) as failure:
+            stop(parser, failure)
         _print_report(options.from_csv, rows)
-        return 0
-    if not options.budget_ms > 0:
-        parser.error(f"--budget-ms {options.budget_ms}: must be above 0")
+        return DONE
+    if not 0 < options.budget_ms < math.inf:
+        parser.error(f"--budget-ms {options.budget_ms}: must be above 0, and finite")
     if options.compile_workers < 0:
         parser.error(f"--compile-workers {options.compile_workers}: must be 0 or more")
     shapes = _shapes(parser, options)
     reason = why_cannot_run()
     if reason:
-        print(f"The benchmark cannot run here: {reason}", file=sys.stderr)
+        print(f"The benchmark cannot run here: {reason}; {FROM_CSV_HINT}", file=sys.stderr)
         return CANNOT_RUN
     return _run(options, shapes)
 
@@ -124,26 +134,36 @@ def _shapes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tup
         return shapes_of(options.shapes)
     if options.N is None or options.K is None:
         parser.error("give --N and --K, or --shapes")
-    if options.N < 1 or options.K < 1 or options.N * options.K % 16:
+    fits = min(options.N, options.K) >= 1 and max(options.N, options.K) <= LARGEST_M
+    if not fits or options.N * options.K % 16:
         parser.error(
-            f"--N {options.N} --K {options.K}: both must be at least 1, and N*K a multiple of 16, because "
-            f"the weight copies are read with 16-byte loads"
+            f"--N {options.N} --K {options.K}: both must be at least 1 and at most {LARGEST_M}, and N*K a "
+            f"multiple of 16, because the weight copies are read with 16-byte loads"
         )
     return ((options.N, options.K),)
 
 
-def why_cannot_run() -> str | None:
-    """Why this machine cannot measure, with what to do; None where it can."""
-    import torch
+FROM_CSV_HINT = "--from-csv writes a report from results that exist"
 
-    if torch.cuda.is_available():
+
+def why_cannot_run() -> str | None:
+    """Why this machine cannot measure, with what to do, as one clause; None where it can."""
+    from .device import why_no_cuda
+
+    reason = why_no_cuda()
+    if reason is None:
         return None
-    build = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
     return (
-        f"torch {torch.__version__} {build}, and timings need an NVIDIA GPU (Hopper or Ada for all kernels). "
-        f"Run it on a machine with one; `make demo` shows here what would be chosen there, and --from-csv "
-        f"writes a report from results that exist."
+        f"{reason}, and timings need an NVIDIA GPU (Hopper or Ada for all kernels): run it on a machine with "
+        f"one; `tilelang-gemm explain` says here what would be chosen there"
     )
+
+
+def require_gpu() -> None:
+    """Raise RuntimeError where `why_cannot_run` has a reason."""
+    reason = why_cannot_run()
+    if reason is not None:
+        raise RuntimeError(f"cannot run here: {reason}")
 
 
 def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> int:

@@ -6,6 +6,7 @@ Nothing here touches CUDA until `device_of` is called, so that importing the pac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 
 HOPPER_SHARED_MEMORY = 232448  # bytes a block may opt in to: 228 KiB of the SM less 1 KiB the system keeps
@@ -115,10 +116,43 @@ def names_of_same_chip(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((safe, canonical, *aliases)))
 
 
+def known_device(name: str) -> Device:
+    """The chip of `KNOWN_DEVICES` with this name or alias; ValueError, with near names, for another."""
+    known = KNOWN_DEVICES.get(canonical_name(name))
+    if known is None:
+        near = _near_names(name)
+        meant = f"; did you mean {' or '.join(near)}? Known are" if near else "; known are"
+        raise ValueError(f"device {name!r} is not known{meant} {', '.join(KNOWN_DEVICES)}")
+    return known
+
+
+def _near_names(name: str) -> list[str]:
+    """The known names that hold `name`, else those spelt alike, whatever their case and vendor's prefix."""
+
+    def bare(text: str) -> str:
+        return file_safe_name(text).casefold().removeprefix("nvidia_")
+
+    names = {bare(known): known for known in (*KNOWN_DEVICES, *DEVICE_ALIASES)}
+    wanted = bare(name)
+    near = [other for other in names if wanted and f"_{wanted}_" in f"_{other}_"]
+    near = near or get_close_matches(wanted, names, n=3, cutoff=0.7)
+    return list(dict.fromkeys(canonical_name(names[other]) for other in near))[:3]
+
+
 @lru_cache(maxsize=1)
 def cpu_device() -> Device:
     """Stands for a machine without a GPU: runs the reference backend alone."""
     return Device("cpu", "cpu", 0, 0, 0, 0.0)
+
+
+def why_no_cuda() -> str | None:
+    """Why torch has no CUDA device here, as a clause; None where it has one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    build = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+    return f"torch {torch.__version__} {build}"
 
 
 @lru_cache(maxsize=64)
@@ -131,9 +165,10 @@ def device_of(index: int) -> Device:
 
     count = torch.cuda.device_count()
     if not 0 <= index < count:
+        usable = f"use an index below {count}, or " if count else ""
         raise RuntimeError(
-            f"there is no CUDA device {index}: torch sees {count}. Use an index below {count}, or check "
-            f"CUDA_VISIBLE_DEVICES and that torch was built with CUDA."
+            f"there is no CUDA device {index}: torch sees {count}; {usable}check CUDA_VISIBLE_DEVICES and "
+            f"that torch was built with CUDA"
         )
     properties = torch.cuda.get_device_properties(index)
     name = file_safe_name(properties.name)

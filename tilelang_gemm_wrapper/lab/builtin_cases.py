@@ -14,11 +14,13 @@ import torch
 from .. import core
 from ..backends import triton as triton_backend
 from ..core import kernel_registry
+from ..core.arguments import size_of
 from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
 from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
 from ..core.default_choice import continued, default_entries
 from ..core.device import KNOWN_DEVICES, Device, device_of
+from ..core.dispatch import why_shape_unfit
 from ..core.workload import Expected, Workload, random_workload
 from . import capture
 from .cases import Case, Launch, TileLangCase, TritonCase
@@ -100,7 +102,23 @@ def triton_tile(given: Mapping[str, int], M: int, N: int, K: int, arch: str) -> 
     _check_fields(given, names)
     if missing := sorted(names - given.keys()):
         raise ValueError(f"the config has no {', '.join(missing)}; give every field of the tile")
-    return triton_backend.Tile(**given)
+    tile = triton_backend.Tile(**given)
+    why_not = _why_tile_invalid(tile)
+    if why_not is not None:
+        raise ValueError(f"the config is invalid: {why_not}")
+    return tile
+
+
+def _why_tile_invalid(tile: triton_backend.Tile) -> str | None:
+    """Why Triton builds no kernel with this tile; what only shows in its stages is left to them."""
+    for name, least, most in (("block_M", 16, 256), ("block_N", 16, 128), ("num_warps", 1, 32)):
+        value = getattr(tile, name)
+        if not least <= value <= most or value & (value - 1):
+            return f"{name} = {value}; expected a power of 2 from {least} to {most}"
+    for name in ("group_M", "num_stages"):
+        if getattr(tile, name) < 1:
+            return f"{name} = {getattr(tile, name)}; expected at least 1"
+    return None
 
 
 def _check_fields(given: Mapping[str, int], names: Set[str]) -> None:
@@ -334,8 +352,13 @@ def parameters_of(kernel: str, given: Mapping[str, int | None], config: Mapping[
     unwanted = [name for name, value in given.items() if value is not None and name not in sizes]
     if unwanted:
         raise ValueError(f"{kernel} has no {', '.join(unwanted)}; its sizes are {', '.join(sizes)}")
-    parameters: dict[str, Any] = {name: given.get(name) or DEFAULTS[name] for name in sizes}
+    parameters: dict[str, Any] = {
+        name: DEFAULTS[name] if given.get(name) is None else size_of(name, given[name]) for name in sizes
+    }
     if kernel in TILELANG_KERNELS:
+        why_not = why_shape_unfit(parameters["N"], parameters["K"])
+        if why_not is not None:
+            raise ValueError(f"{why_not}; triton_gemm takes any")
         chosen = gemm_config(kernel, config, parameters["M"], parameters["N"], parameters["K"], arch)
         parameters["config"] = {k: v for k, v in asdict(chosen).items() if k != "kernel_type"}
     elif kernel == "triton_gemm":

@@ -6,13 +6,26 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import diffs, dumping, running
-from .builtin_cases import BUILTIN
+from ..core.arguments import whole_number
+from ..core.config import TILELANG_KERNELS
+from ..core.config_file import LARGEST_M
 from .dumps import ARCHITECTURES
-from .running import Run
+
+if TYPE_CHECKING:
+    from .running import Run
 
 DONE, FAILED = 0, 1
+# Named here, not read from builtin_cases: --help and wrong arguments are answered without loading torch.
+KERNELS = (
+    *TILELANG_KERNELS,
+    "triton_gemm",
+    "gemv_triton",
+    "gemv_tilelang",
+    "rmsnorm_triton",
+    "rmsnorm_tilelang",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,12 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel",
         required=True,
         metavar="NAME",
-        help=f"{', '.join(BUILTIN)}, or FILE.py:FUNCTION of your own",
+        help=f"{', '.join(KERNELS)}, or FILE.py:FUNCTION of your own",
     )
     dump.add_argument("--to", required=True, type=Path, metavar="DIR")
     dump.add_argument("--arch", default="sm_90a", choices=ARCHITECTURES, help="(default: %(default)s)")
     for size, default in (("M", "16, or the m of --config"), ("N", "4096"), ("K", "2560")):
-        dump.add_argument(f"--{size}", type=int, help=f"(default: {default})")
+        dump.add_argument(f"--{size}", type=whole_number, help=f"(default: {default})")
     dump.add_argument(
         "--config",
         default="",
@@ -61,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--level", action="append", default=[], help="compare this level's source alone; repeatable"
     )
-    diff.add_argument("--lines", type=int, default=40, help="shown of each level (default: %(default)s)")
+    diff.add_argument(
+        "--lines", type=_no_or_some, default=40, help="shown of each level (default: %(default)s)"
+    )
     diff.set_defaults(run=_diff)
 
     latency = commands.add_parser(
@@ -74,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _no_or_some(text: str) -> int:
+    return 0 if text == "0" else whole_number(text)
+
+
 def _dump(arguments: argparse.Namespace) -> int:
+    from . import diffs, dumping
+
     config, m = parsed_config(arguments.config)
     if m is not None and arguments.M is not None and m != arguments.M:
         raise ValueError(f"--config m={m} and --M {arguments.M} differ; give one of them")
@@ -102,11 +123,19 @@ def parsed_config(text: str) -> tuple[dict[str, int], int | None]:
             raise ValueError(
                 f"--config {part!r} is no FIELD=VALUE; expected m=16, or block_M=64,block_N=16,..."
             )
+        if match[1] in fields:
+            raise ValueError(f"--config gives {match[1]} twice; give it once")
+        if len(match[2]) > 10:
+            raise ValueError(f"--config {part!r} is out of all bounds; no field is above {LARGEST_M}")
         fields[match[1]] = int(match[2])
+    if fields.get("m") == 0:
+        raise ValueError("--config m=0: a kernel is chosen for M of at least 1")
     return {name: value for name, value in fields.items() if name != "m"}, fields.get("m")
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from . import running
+
     run = running.run_from(arguments.path, check=arguments.check, bench=arguments.bench)
     print(run_text(run))
     return DONE if run.passed else FAILED
@@ -114,6 +143,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def run_text(run: Run) -> str:
     """What a run found, for the terminal."""
+    from . import diffs
+
     compiled = run.compiled
     file, dump = compiled.file, compiled.file.dump
     state = "edited" if compiled.edited else "as it was dumped"
@@ -141,6 +172,8 @@ def run_text(run: Run) -> str:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    from . import diffs
+
     print(diffs.diff(arguments.before, arguments.after, levels=arguments.level, lines=arguments.lines))
     return DONE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.report import markdown_table
-from .dumps import LEVELS, Dump, level_path
+from .dumps import LEVELS, Dump, edited_levels, level_path
 from .resources import SPILLS
 
 _FIGURES = (
@@ -49,7 +49,8 @@ def diff(before: str | Path, after: str | Path, *, levels: Sequence[str] = (), l
     """A report on two dumps' folders, as their files are now.
 
     levels: those whose source is compared, all that both have by default. lines: of each level's difference,
-    0 for none of them. The table is of the kernels as they were dumped. Raises ValueError where a folder is
+    0 for none of them. The table is of the kernels as they were dumped, and a note says what else is where a
+    level has been edited. Raises ValueError where a folder is
     no dump or a level is in neither.
     """
     folders = (Path(before), Path(after))
@@ -63,14 +64,15 @@ def diff(before: str | Path, after: str | Path, *, levels: Sequence[str] = (), l
         for title, dump in zip(titles, dumps, strict=True)
         for entry in dump.resources
     ]
-    parts = [resource_table(paired)]
+    parts = [resource_table(paired), *map(_stale_note, folders, dumps)]
+    parts = [part for part in parts if part]
     common = [level for level in LEVELS[dumps[0].language] if level in LEVELS[dumps[1].language]]
     for level in levels or common:
         found = list(_level_difference(folders, level))
         if not found:
             parts.append(f"{level}: the same")
         elif level == "cubin":
-            parts.append("cubin: different; kernel.sass has what it disassembles to")
+            parts.append("cubin: different; kernel.sass has what it disassembled to when it was dumped")
         else:
             changed = sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in found)
             shown = found[:lines]
@@ -78,6 +80,21 @@ def diff(before: str | Path, after: str | Path, *, levels: Sequence[str] = (), l
             more = [f"... {rest} lines more; --lines {len(found)} shows all"] if rest and lines else []
             parts.append("\n".join([f"{level}: {changed} lines differ", *shown, *more]))
     return "\n\n".join(parts)
+
+
+def _stale_note(folder: Path, dump: Dump) -> str:
+    """That a level has been edited and what in the folder does not show it; "" where none has."""
+    edited = edited_levels(folder, dump)
+    if not edited:
+        return ""
+    order = LEVELS[dump.language]
+    highest = min(edited, key=order.index)
+    below = [level for level in order[order.index(highest) + 1 :] if level not in edited]
+    stale = ", ".join([*below, "kernel.sass", "the table above"])
+    return (
+        f"{folder}: {', '.join(edited)} edited since the dump. Still of the kernel as it was dumped: {stale}."
+        f" What the edit compiles to is shown by: lab run --from {level_path(folder, highest)}"
+    )
 
 
 def _level_difference(folders: Sequence[Path], level: str) -> Iterator[str]:

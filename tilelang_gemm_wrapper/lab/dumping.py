@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def dump(
     directory = Path(to)
     earlier = _earlier_dump(directory)
     sources = kernels.installed_sources(kernel)
-    with kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
+    with _writable(directory), kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
         built = kernels.build(case, arch, "python", "", {})
         sources = {module: sources[module] for module in sources if module in loaded}
         written = _described(case, built, sources, kernel, parameters, arch)
@@ -63,6 +65,33 @@ def dump(
         (directory / "kernel.sass").write_text(sass)
     written.write(directory)
     return written
+
+
+@contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    """The folder, made where need be and found writable before anything is compiled for it.
+
+    Raises ValueError where it is not. A folder that was made goes again where what is done within fails.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            for folder in reversed((directory, *directory.parents)):
+                if not folder.exists():
+                    folder.mkdir()
+                    made.append(folder)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as failure:
+            raise ValueError(
+                f"{directory} cannot be written to ({failure.strerror}); give another folder"
+            ) from failure
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with suppress(OSError):  # something has come into it
+                folder.rmdir()
+        raise
 
 
 def _described(

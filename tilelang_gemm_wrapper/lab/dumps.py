@@ -60,16 +60,22 @@ class Dump:
         path = directory / _MANIFEST
         try:
             fields = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{directory} is no dump: it has no {_MANIFEST}; make one with lab dump"
             ) from None
-        except json.JSONDecodeError as problem:
+        except ValueError as problem:  # bad JSON or bad encoding
             raise ValueError(f"{path} is no JSON ({problem}); dump the kernel again") from None
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             found = fields.get("format") if isinstance(fields, dict) else None
             raise ValueError(f"{path} has format {found}, expected {FORMAT}; dump the kernel again")
-        return cls(**fields)
+        try:
+            dump = cls(**fields)
+        except TypeError as problem:  # fields that are missing or unknown
+            raise ValueError(f"{path} is incomplete ({problem}); dump the kernel again") from None
+        if dump.language not in LEVELS or dump.arch not in ARCHITECTURES:
+            raise ValueError(f"{path} is of unknown {dump.language!r}, {dump.arch!r}; dump the kernel again")
+        return dump
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ def split_user_kernel(kernel: str) -> tuple[Path, str] | None:
         return None
     file, _, function = kernel.rpartition(":")
     if not file.endswith(".py") or not function:
+        near = [name for name in BUILTIN if name.casefold() == kernel.casefold()]
+        near = near or get_close_matches(kernel, BUILTIN, n=1)
+        meant = f"; did you mean {near[0]}? Expected" if near else "; expected"
         raise ValueError(
-            f"kernel {kernel!r} is not known; expected one of {', '.join(BUILTIN)}, or FILE.py:FUNCTION with "
+            f"kernel {kernel!r} is not known{meant} one of {', '.join(BUILTIN)}, or FILE.py:FUNCTION with "
             f"a function of your own that returns a case"
         )
     path = Path(file).resolve()

@@ -56,7 +56,8 @@ def build(
     backend = make_backend(target)
     source = source_of(case)
     noted = dict(metadata)
-    options = backend.parse_options({**case.options, **_warps_of(start, content)})
+    given = {**case.options, **_warps_of(start, content)}
+    options = _stage("its options", lambda: backend.parse_options(given))
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from fresh_python import printed_by
 from tuning_runs import BENCH, COMPILER, H200, written
 
+from tilelang_gemm_wrapper.core import bench
 from tilelang_gemm_wrapper.core.tuner import command
 from tilelang_gemm_wrapper.core.tuner.report import HEADER
 
@@ -78,6 +80,14 @@ def test_experts_are_divided_or_distributed(capsys: pytest.CaptureFixture[str]) 
         (["--N", "4096", "--K", "2048", "--effort", "immense"], "invalid choice: 'immense'"),
         (["--N", "4096", "--K", "2048", "--kernels", "0"], "'0' holds a number below 1"),
         (["--N", "4096", "--K", "2048", "--kernels", "8,16"], "'8,16' is 2 numbers where one is meant"),
+        (
+            ["--N", "4096", "--K", "2048", "--num-gpus", "0"],
+            "--num-gpus: '0' holds a number below 1",
+        ),
+        (["--N", "4096", "--K", "2048", "--num-gpus", "-1"], "--num-gpus: '-1' holds a number below 1"),
+        (["--N", "4096", "--K", "2048", "--tp", "0"], "argument --tp: '0' holds a number below 1"),
+        (["--N", "4096", "--K", "2048", "--m", "9999999999"], "'9999999999' holds a number above 2147483647"),
+        (["--N", str(16 * 2**40), "--K", "2048"], "both from 1 to 2147483647"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -104,6 +114,30 @@ def test_no_ray_and_several_gpus_exclude_each_other(
 ) -> None:
     assert command.main(arguments(tmp_path, "--num-gpus", "2")) == 2
     assert "leave --no-ray out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--no-ray"], ["--num-gpus", "2"], ["--out", "/proc/x"]])
+def test_without_a_gpu_nothing_starts_and_nothing_is_left(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "_tune", lambda *_: pytest.fail("started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["--shapes", "qwen3-4b", *more], program="tune") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"tune: cannot run here: {bench.why_cannot_run()}"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_told_before_anything_is_written(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_ray = [argument for argument in arguments(tmp_path) if argument != "--no-ray"]
+    assert command.main([*with_ray, "--ray-address", address]) == 2
+    assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_that_does_not_answer_is_told(
@@ -153,6 +187,17 @@ def test_a_run_leaves_table_csv_and_report(
         shown = [float(cell) for cell in cells if cell.replace(".", "").isdigit()]
         assert any(abs(cell - us) < 0.006 for cell in shown for us in finals)
     assert not [path for path in results.iterdir() if path.name.startswith(".")]
+
+
+def test_a_report_that_cannot_be_written_costs_no_table(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate()
+    (tmp_path / "results").write_text("no folder")
+    assert command.main(arguments(tmp_path)) == 0
+    assert written(tmp_path / "out", N, K).entries
+    captured = capsys.readouterr()
+    assert "the report is not written: " in captured.err and "written: " not in captured.out
 
 
 def test_a_second_run_shows_the_gain_over_the_file_in_place(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -15,9 +17,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tilelang_gemm_wrapper import configurer, models
-from tilelang_gemm_wrapper.core.arguments import whole_number, whole_numbers
+from tilelang_gemm_wrapper.core.arguments import (
+    DONE,
+    ending_in_one_line,
+    whole_number,
+    whole_numbers,
+)
+from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
+from tilelang_gemm_wrapper.core.failure_text import told
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -27,7 +36,8 @@ from tilelang_gemm_wrapper.core.tuner.records import CellDone, Failure, Record, 
 from tilelang_gemm_wrapper.core.tuner.wanted import Wanted, wanted
 from tilelang_gemm_wrapper.model_shapes.engine import engine_names
 
-DONE, INCOMPLETE, CANNOT_RUN = 0, 1, 2
+INCOMPLETE = 1
+_REACH_S = 10.0  # for a first answer from --ray-address: Ray itself would wait for minutes
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -37,10 +47,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to tune")
     what.add_argument("--model", action="append", default=[], help="Hugging Face id or directory; repeatable")
-    what.add_argument("--tp", type=int, default=1, help="tensor-parallel size of --model (default 1)")
+    what.add_argument(
+        "--tp", type=whole_number, default=1, help="tensor-parallel size of --model (default 1)"
+    )
     what.add_argument(
         "--ep",
-        type=int,
+        type=whole_number,
         default=1,
         help="expert-parallel size of --model: its experts are distributed that many ways (default 1)",
     )
@@ -58,7 +70,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         help="the layers of a served model, written with TILELANG_GEMM_SHAPES_OUT=FILE; repeatable",
     )
     what.add_argument(
-        "--shapes", action="append", default=[], choices=models.shape_list_names(), help="a list"
+        "--shapes",
+        action="append",
+        default=[],
+        choices=models.shape_list_names(),
+        metavar="LIST",
+        help=f"one of {', '.join(models.shape_list_names())}; repeatable",
     )
     what.add_argument("--N", type=int, help="rows of one weight matrix (output features); with --K")
     what.add_argument("--K", type=int, help="columns of one weight matrix (input features); with --N")
@@ -75,7 +92,9 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     how.add_argument(
         "--kernels", type=whole_number, help="most kernels compiled for one (N, K), instead of the effort's"
     )
-    how.add_argument("--num-gpus", type=int, help="GPUs to use (default: all of Ray's; 1 without Ray)")
+    how.add_argument(
+        "--num-gpus", type=whole_number, help="GPUs to use (default: all of Ray's; 1 without Ray)"
+    )
     how.add_argument(
         "--ray-address", help="a Ray cluster, e.g. auto or ray://host:10001 (default: this machine)"
     )
@@ -101,17 +120,35 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Tune; the exit status is 0, 1 where a shape could not be finished, 2 if nothing could start."""
     parser = _parser(program)
     options = parser.parse_args(argv)
-    try:
-        what = wanted(parser, options)
-        if options.list_shapes:
-            print(what.listing)
-            return DONE
-        for line in what.left_out:
-            print(line, file=sys.stderr)
-        return _tune(options, what)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return CANNOT_RUN
+    return ending_in_one_line(parser.prog, lambda: _main(parser, options))
+
+
+def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    what = wanted(parser, options)
+    if options.list_shapes:
+        print(what.listing)
+        return DONE
+    _check_place(options)
+    for line in what.left_out:
+        print(line, file=sys.stderr)
+    return _tune(options, what)
+
+
+def _check_place(options: argparse.Namespace) -> None:
+    """Raise RuntimeError, before anything starts, where no GPU can be there to measure on."""
+    address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        if options.bench == GPU_BENCH:
+            require_gpu()
+        return
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+?)\]?:([0-9]{1,5})", address)
+    if place is not None:
+        try:
+            socket.create_connection((place[1], int(place[2])), timeout=_REACH_S).close()
+        except (OSError, OverflowError, UnicodeError) as failure:
+            raise RuntimeError(
+                f"no Ray cluster answers at {address} ({failure}): correct --ray-address, or start it there"
+            ) from failure
 
 
 def _tune(options: argparse.Namespace, what: Wanted) -> int:
@@ -121,8 +158,10 @@ def _tune(options: argparse.Namespace, what: Wanted) -> int:
     display = Display()
     started = time.monotonic()
     with ExitStack() as scope:
+        # Before the lock: where Ray has not what is wanted, nothing is left in --out.
+        with_ray = _connects_to_ray(options, scope)
         scope.enter_context(directory_lock(options.out, wait=options.wait))
-        cluster = _cluster(options, scope)
+        cluster = _cluster(options, with_ray)
         scope.callback(cluster.close)
         devices = sorted({gpu.device.name for gpu in cluster.gpus})
         gpus = len(cluster.gpus)
@@ -147,7 +186,11 @@ def _tune(options: argparse.Namespace, what: Wanted) -> int:
     return DONE if all(result.path for result in results) else INCOMPLETE
 
 
-def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
+def _connects_to_ray(options: argparse.Namespace, scope: ExitStack) -> bool:
+    """Whether Ray has the workers; it is connected then, for as long as `scope`.
+
+    Raises RuntimeError where it is needed and not installed, or has fewer GPUs than wanted.
+    """
     os.environ[RUN_VARIABLE] = f"{os.getpid()}-{time.time_ns()}"
     has_ray = importlib.util.find_spec("ray") is not None
     wants_ray = options.ray_address is not None or (options.num_gpus or 1) > 1
@@ -157,13 +200,10 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
             + (" and leave --no-ray out" if options.no_ray else "")
         )
     if not has_ray or options.no_ray:
-        gpu = LocalGpu(bench=options.bench)
-        return Cluster(
-            [LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu]
-        )
+        return False
     import ray
 
-    from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
+    from tilelang_gemm_wrapper.core.tuner.ray_workers import gpu_count
 
     # Workers find the package where this process found it.
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -175,6 +215,18 @@ def _cluster(options: argparse.Namespace, scope: ExitStack) -> Cluster:
         logging_level="ERROR",
     )
     scope.callback(ray.shutdown)
+    gpu_count(options.num_gpus)
+    return True
+
+
+def _cluster(options: argparse.Namespace, with_ray: bool) -> Cluster:
+    if not with_ray:
+        gpu = LocalGpu(bench=options.bench)
+        return Cluster(
+            [LocalCompiler(module=options.compiler) for _ in range(configurer.compile_workers())], [gpu]
+        )
+    from tilelang_gemm_wrapper.core.tuner.ray_workers import ray_cluster
+
     return ray_cluster(options.num_gpus, bench=options.bench, compiler=options.compiler)
 
 
@@ -192,12 +244,17 @@ def _report(
         for failure in report.failures_of(result):
             print(f"  left out: {failure}")
     path = options.results_dir / results[0].device.name / f"tune_{name}.csv"
-    report.write_csv(path, results)
-    path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
-    written = [path, path.with_suffix(".md")]
-    with suppress(ImportError):  # matplotlib is in the bench extra
-        report.write_plot(path.with_suffix(".png"), results)
-        written.append(path.with_suffix(".png"))
+    written: list[Path] = []
+    try:
+        report.write_csv(path, results)
+        written.append(path)
+        path.with_suffix(".md").write_text(report.markdown(results, head), encoding="utf-8")
+        written.append(path.with_suffix(".md"))
+        with suppress(ImportError):  # matplotlib is in the bench extra
+            report.write_plot(path.with_suffix(".png"), results)
+            written.append(path.with_suffix(".png"))
+    except OSError as failure:  # the config files are there, and the tables are printed
+        print(f"the report is not written: {told(failure)}", file=sys.stderr)
     print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER, AnyJob, CompileFailure, CompileWorker
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.failure_text import last_line
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH, ChildLimits
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalGpu, WorkerLostError
 from tilelang_gemm_wrapper.core.tuner.records import Record
@@ -99,6 +100,25 @@ class RayCompiler:
             ray.kill(self._actor)
 
 
+def gpu_count(wanted: int | None) -> int:
+    """How many GPUs of the Ray that is connected to will work: `wanted`, all where None.
+
+    Raises RuntimeError where it has fewer, or none.
+    """
+    import ray
+
+    has = int(ray.cluster_resources().get("GPU", 0))
+    count = has if wanted is None else wanted
+    if has == 0:
+        raise RuntimeError("Ray has no GPU here: give the --ray-address of a cluster that has")
+    if not 0 < count <= has:
+        raise RuntimeError(
+            f"{count} GPUs are wanted and Ray has {has}: give --num-gpus at most that, or --ray-address of a "
+            f"cluster with more"
+        )
+    return count
+
+
 def ray_cluster(
     num_gpus: int | None = None,
     *,
@@ -114,13 +134,7 @@ def ray_cluster(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    has = int(ray.cluster_resources().get("GPU", 0))
-    count = has if num_gpus is None else num_gpus
-    if not 0 < count <= has:
-        raise RuntimeError(
-            f"{count} GPUs are wanted and Ray has {has}: give --num-gpus at most that, or --ray-address of a "
-            f"cluster with more"
-        )
+    count = gpu_count(num_gpus)
     # No CPU of Ray's: the actor waits for its child, and compilers may have every core.
     actor_of = ray.remote(num_gpus=1, num_cpus=0, max_restarts=0)(_GpuActor)
     actors = [
@@ -131,7 +145,7 @@ def ray_cluster(
     except Exception as problem:
         for actor in actors:
             ray.kill(actor)
-        raise RuntimeError(f"a GPU worker did not start: {problem}") from problem
+        raise RuntimeError(f"a GPU worker did not start: {last_line(problem)}") from problem
     cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]}
     compiler_of = ray.remote(num_cpus=1, max_restarts=0)(_CompileActor)
     compilers = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tilelang_gemm_wrapper import models
+from tilelang_gemm_wrapper.core.config_file import LARGEST_M
 from tilelang_gemm_wrapper.core.dispatch import why_shape_unfit
 from tilelang_gemm_wrapper.model_shapes.engine import Engine
 from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes, read_shapes_file
@@ -80,8 +81,11 @@ def _sources(options: argparse.Namespace) -> Iterator[_Source]:
 def _single(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[_Source]:
     N, K = options.N, options.K
     if N is not None:
-        if min(N, K) < 1 or why_shape_unfit(N, K):
-            parser.error(f"--N {N} --K {K}: the kernels need N in multiples of 16 and K of 128")
+        if min(N, K) < 1 or max(N, K) > LARGEST_M or why_shape_unfit(N, K):
+            parser.error(
+                f"--N {N} --K {K}: the kernels need N in multiples of 16 and K of 128, both from 1 to "
+                f"{LARGEST_M}"
+            )
         yield _Source([(N, K)], f"N={N} K={K}", f"N{N}_K{K}")
 
 

@@ -126,7 +126,7 @@ def build(shape: Shape) -> Any:
 
 # Up to so many values, this tile: few values a thread while SMs would be idle otherwise, then fewer and wider
 # blocks. `warmup` compiles every one of them.
-TILES = ((1 << 18, Tile(8, 1, 128)), (math.inf, Tile(16, 1, 256)))
+TILES = ((3 << 16, Tile(8, 1, 128)), (3 << 20, Tile(16, 1, 128)), (math.inf, Tile(16, 1, 256)))
 SILU_TILE = Tile(8, 1, 128)
 
 
