@@ -469,7 +469,8 @@ def test_warmup_survives_its_bookkeeping(monkeypatch, tmp_path, trouble):
     loaded, warmed = [], []
     for name, value in (("is_available", True), ("is_current_stream_capturing", False), ("device_count", 1)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(wrapper, "device_of", lambda index: H200)
+    for module in (wrapper, entrypoint):
+        monkeypatch.setattr(module, "device_of", lambda index: H200)
     monkeypatch.setattr(
         wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64), choices)
     )

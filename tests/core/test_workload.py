@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 from fractions import Fraction
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from tilelang_gemm_wrapper.backends import torch_reference
 from tilelang_gemm_wrapper.core import workload as module
 from tilelang_gemm_wrapper.core.workload import (
+    Comparison,
     Expected,
     Workload,
     compare,
@@ -55,6 +56,7 @@ def test_the_seed_decides(make) -> None:
     first = make(5, 130, 200, seed=1)
     torch.manual_seed(99)  # the global generator has no say
     assert equal(first, make(5, 130, 200, seed=1))
+    assert equal(make(5, 130, 200), make(5, 130, 200, seed=0))
     assert not any(
         torch.equal(x, y) for x, y in zip(bits(first), bits(make(5, 130, 200, seed=2)), strict=True)
     )
@@ -67,6 +69,11 @@ def test_normal_data_is_quantised_to_the_end_of_the_range() -> None:
     spread = random_workload(8, 256, 256, distribution="wide_scales")
     assert torch.equal(spread.A.float(), workload.A.float())
     assert spread.A_scale.max() / spread.A_scale.min() > 10
+    factors = (
+        random_workload(512, 128, 512, distribution="wide_scales").A_scale
+        / random_workload(512, 128, 512, distribution="normal").A_scale
+    )
+    assert 0.124 < factors.min() < 0.13 and 7.7 < factors.max() < 8.01
 
 
 @pytest.mark.parametrize("wrong", ["A_rows", "A_blocks", "B_rows", "B_blocks"])
@@ -113,7 +120,8 @@ def test_integer_results_are_exact_in_any_order(scale_layout: str) -> None:
 def test_integer_sums_stay_within_float32_and_wgmma() -> None:
     w = integer_workload(64, 128, 256)
     assert {*w.A.float().unique().tolist()} == {-3, -2, -1, 0, 1, 2, 3}
-    assert {*w.A_scale.unique().tolist(), *w.B_scale.unique().tolist()} <= {0.5, 1, 2}
+    assert {*w.A_scale.unique().tolist()} == {0.5, 1, 2}
+    assert {*w.B_scale.unique().tolist()} <= {0.5, 1, 2}
     with pytest.raises(ValueError, match="K is 116736; expected at most 116508"):
         integer_workload(1, 1, 116736)
 
@@ -324,6 +332,9 @@ def test_the_bound_is_of_the_element_and_both_ends_of_it_count() -> None:
     torch.testing.assert_close(expected.magnitude.float(), by_hand, rtol=2**-8, atol=0)
     bound = 2**-8 * expected.result.abs() + 2**-9 * expected.magnitude.float()
     for sign in (-1, 1):
+        for part, is_wrong in ((0.99, False), (1.01, True)):
+            why = why_wrong(expected.result + sign * part * bound, expected)
+            assert ("element (" in str(why)) == is_wrong
         assert compare(expected.result + sign * 0.99 * bound, expected).excess == pytest.approx(
             0.99, rel=1e-3
         )
@@ -373,6 +384,29 @@ def test_nothing_is_nothing_wrong() -> None:
         assert why_wrong(torch.empty(M, N), Expected(torch.empty(M, N), None)) is None
     with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(2, 1\) differ"):
         compare(torch.empty(1, 2), Expected(torch.empty(2, 1), None))
+
+
+def test_limits_may_be_reached() -> None:
+    assert Comparison(3e-6, 3e-6, 1.0).why_wrong() is None
+    assert Comparison(3.1e-6, 3e-6, 0.0).why_wrong() == "error 3.1e-06 is above 3e-06"
+    assert Comparison(0.0, 3e-6, 1.1, 2, 3, 4.0, 5.0, 0.5).why_wrong() == (
+        "element (2, 3) is 4, expected 5 within 0.5"
+    )
+
+
+def test_what_is_exact_everywhere_has_no_worst_element() -> None:
+    expected = Expected.exactly(integer_workload(4, 16, 128))
+    assert compare(expected.result.bfloat16(), expected) == Comparison(
+        compare(expected.result.bfloat16(), expected).error, module.MAX_ERROR, 0.0, 0, 0, 0.0, 0.0, 0.0
+    )
+
+
+def test_inputs_and_outcomes_cannot_be_changed() -> None:
+    w = integer_workload(4, 16, 128)
+    expected = Expected.exactly(w)
+    for value, name in ((w, "A"), (expected, "result"), (compare(expected.result, expected), "excess")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, None)
 
 
 def test_zeros_must_be_zero() -> None:

@@ -229,6 +229,20 @@ def test_tables_are_built_and_their_notes_logged_once(monkeypatch, caplog):
     assert len(built) == 4
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_kernels_are_built_anew_where_they_must_read_the_weights_otherwise(monkeypatch, static):
+    monkeypatch.setenv(configurer.STATIC_WEIGHTS, str(int(static)))
+    monkeypatch.setattr(wrapper, "build_table", lambda *_: table(SWAP))
+    gemm = wrapper.gemm_for(N, K, CPU)
+    assert gemm.static_weights is static, "as the environment says"
+    assert wrapper.gemm_for(N, K, CPU, static_weights=static) is gemm
+    other = wrapper.gemm_for(N, K, CPU, static_weights=not static)
+    assert other is not gemm and other.table is gemm.table
+    assert other.static_weights is (not static) and other.job(0).static_weights is (not static)
+    assert wrapper.gemm_for(N, K, CPU) is other
+    assert wrapper.gemm_for(N, K, CPU, static_weights=static).static_weights is static
+
+
 def test_run_on_the_cpu():
     for M in (1, 3):
         workload = random_workload(M, 100, 130)
