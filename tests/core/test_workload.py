@@ -122,6 +122,7 @@ def test_integer_sums_stay_within_float32_and_wgmma() -> None:
     assert {*w.A.float().unique().tolist()} == {-3, -2, -1, 0, 1, 2, 3}
     assert {*w.A_scale.unique().tolist()} == {0.5, 1, 2}
     assert {*w.B_scale.unique().tolist()} <= {0.5, 1, 2}
+    assert integer_workload(1, 1, 116508).K == 116508
     with pytest.raises(ValueError, match="K is 116736; expected at most 116508"):
         integer_workload(1, 1, 116736)
 
@@ -373,10 +374,28 @@ def test_chunks_change_nothing(half_a_million, monkeypatch: pytest.MonkeyPatch) 
     out = expected.result.bfloat16()
     out[400, 5] *= -1
     whole = compare(out, expected)
-    monkeypatch.setattr(module, "_COMPARED", 10_000)
-    parts = compare(out, expected)
-    assert (parts.row, parts.column, parts.excess, parts.value) == (400, 5, whole.excess, whole.value)
-    assert parts.error == pytest.approx(whole.error, rel=1e-9)
+    for elements in (10_000, 100):  # nine rows, and less than one
+        monkeypatch.setattr(module, "_COMPARED", elements)
+        parts = compare(out, expected)
+        assert (parts.row, parts.column, parts.excess, parts.value) == (400, 5, whole.excess, whole.value)
+        assert parts.error == pytest.approx(whole.error, rel=1e-9)
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(10_000, [9] * 4 + [4]), (100, [1] * 40)])
+def test_so_many_elements_are_compared_at_a_time(half_a_million, monkeypatch, elements, rows) -> None:
+    _, expected = half_a_million
+    compared: list[int] = []
+    add = module._Sums.add
+    monkeypatch.setattr(module._Sums, "add", lambda sums, x, y: compared.append(len(x)) or add(sums, x, y))
+    monkeypatch.setattr(module, "_COMPARED", elements)
+    compare(expected.result[:40].bfloat16(), expected.first(40))
+    assert compared[::2] == compared[1::2] == rows  # the error of the result, and that of rounding
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(2 * 128 * 256 + 1, [256, 256, 88]), (1, [128] * 4 + [88])])
+def test_so_many_elements_are_made_at_a_time(monkeypatch, elements, rows) -> None:
+    monkeypatch.setattr(module, "_CHUNK", elements)
+    assert [len(part) for part in module._row_chunks(torch.empty(600, 256))] == rows
 
 
 def test_nothing_is_nothing_wrong() -> None:
@@ -394,6 +413,13 @@ def test_limits_may_be_reached() -> None:
     )
 
 
+def test_a_result_of_one_element_may_be_off_by_a_tenth_more_than_its_rounding() -> None:
+    result = torch.tensor([[1.0039]])  # just below the middle between two bfloat16 values
+    rounding = error(result.bfloat16(), result)
+    assert compare(result, Expected(result, None)).most_error == pytest.approx(1.1 * rounding)
+    assert 1.1 * rounding > module.MAX_ERROR
+
+
 def test_what_is_exact_everywhere_has_no_worst_element() -> None:
     expected = Expected.exactly(integer_workload(4, 16, 128))
     assert compare(expected.result.bfloat16(), expected) == Comparison(
@@ -407,6 +433,8 @@ def test_inputs_and_outcomes_cannot_be_changed() -> None:
     for value, name in ((w, "A"), (expected, "result"), (compare(expected.result, expected), "excess")):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, None)
+    assert w != integer_workload(4, 16, 128), "compared by identity: tensors have no one answer"
+    assert expected != Expected.exactly(w)
 
 
 def test_zeros_must_be_zero() -> None:
