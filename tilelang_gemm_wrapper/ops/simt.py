@@ -100,6 +100,29 @@ def amax_over_lanes(y, amax, width, finite_only):
 
 
 @T.macro
+def divide_with_few_calls(y, scale, quotient):
+    """y[v] / scale[0] with the bits of IEEE division, in the registers that a norm has left.
+
+    By Markstein's method: two corrections with the inverse, rounded right, and the exact remainder. Groups so
+    small that remainders would underflow are lifted first. A division of each value would be a call, around
+    which registers are spilt. Infinity becomes NaN.
+    """
+    inverse = T.alloc_local((1,), "float32")
+    divisor = T.alloc_local((1,), "float32")
+    lift = T.alloc_local((1,), "float32")
+    lift[0] = T.if_then_else(scale[0] < 2.0**-60, 2.0**64, 1.0)
+    divisor[0] = scale[0] * lift[0]
+    inverse[0] = 1.0 / divisor[0]
+    for v in T.unroll(CHUNK):
+        y[v] = y[v] * lift[0]
+        quotient[v] = y[v] * inverse[0]
+        for _ in T.unroll(2):
+            remainder = T.ieee_fmaf(quotient[v], divisor[0], -y[v])
+            quotient[v] = T.ieee_fmaf(remainder, -inverse[0], quotient[v])
+        y[v] = quotient[v]
+
+
+@T.macro
 def quantize_chunk(y, codes, scale, width):
     """y: `width` float32 -> codes: as many e4m3, scale[0]: that of the group; see `quantize`. y is lost.
 
@@ -114,8 +137,13 @@ def quantize_chunk(y, codes, scale, width):
     if T.call_extern("int32", "__any_sync", T.uint32(0xFFFFFFFF), T.cast(is_rare, "int32")) != 0:
         amax_over_lanes(y, amax, width, True)
         scale[0] = T.if_then_else(amax[0] > 0.0, T.max(amax[0] / _FP8_MAX, _FLOAT32_TINY), 1.0)
+        if width == CHUNK:
+            divide_with_few_calls(y, scale, quotient)
+        else:
+            for v in T.unroll(width):
+                y[v] = y[v] / scale[0]
         for v in T.unroll(width):
-            y[v] = T.if_then_else(T.abs(y[v]) <= _FLOAT32_MAX, y[v] / scale[0], T.float32(float("nan")))
+            y[v] = T.if_then_else(T.abs(y[v]) <= _FLOAT32_MAX, y[v], T.float32(float("nan")))
     else:
         # amax / 448: a product with 1 / 448 in two parts, rounded once, has the bits of the division.
         scale[0] = T.ieee_fmaf(amax[0], _INVERSE_HIGH, amax[0] * _INVERSE_LOW)

@@ -111,7 +111,9 @@ class Tile(NamedTuple):
 
 
 def tile_of(M: int, K: int) -> Tile:
-    return Tile(16 if M * K >= 1 << 21 else 4, 4)
+    if M * K <= 3 << 16:  # small programs, while SMs would be idle otherwise
+        return Tile(4, 4)
+    return Tile(16, 8) if M * K <= 1 << 21 else Tile(16, 4)
 
 
 def launch(x: Rows, q: torch.Tensor, scale: torch.Tensor, silu_mul: bool, rounding: Rounding) -> None:
