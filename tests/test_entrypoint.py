@@ -358,6 +358,12 @@ def test_a_device_of_this_machine_has_several_names(device, monkeypatch):
     assert explain(8, 6144, 2560, device).device == "NVIDIA_H200"
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_no_index_of_a_gpu_is_taken_for_the_cpu(index, monkeypatch):
+    monkeypatch.setattr(entrypoint, "device_of", {index: H200}.__getitem__)
+    assert explain(8, 6144, 2560, index).device == "NVIDIA_H200"
+
+
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=repr)
 def test_explain_for_the_cpu(device):
     assert explain(8, 6144, 2560, device).device == "cpu"
@@ -380,6 +386,7 @@ def test_warmup_off_gpu_does_nothing(monkeypatch):
     monkeypatch.setattr(wrapper, "gemm_for", lambda *_: pytest.fail("built a table"))
     monkeypatch.setattr(compile_cache, "compile_many", lambda *_: pytest.fail("compiled"))
     assert warmup([(6144, 2560)]) == 0
+    assert warmup([(1, 1)]) == 0, "any size that a call may have"
     assert warmup(((np.int64(6144), torch.tensor(2560)) for _ in range(2)), np.int32(8), "cpu") == 0
 
 
@@ -602,12 +609,18 @@ def test_progress_is_shown_unless_it_is_turned_off(call, no_compiler, monkeypatc
 
 def test_a_shape_is_unserved_where_all_of_its_table_is_a_fallback(no_compiler, monkeypatch):
     assert entrypoint.warm_up([(6144, 2560)], progress=False).unserved == {}
-    wrapper.forget()
-    choices = tuple(Choice("triton", None, "fallback", reason) for reason in ("first", "second"))
-    monkeypatch.setattr(
-        wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, (8, 64), choices)
-    )
-    assert entrypoint.warm_up([(6144, 2560)], progress=False).unserved == {(6144, 2560): "first"}
+    for first, unserved in (("default choice", {}), ("fallback", {(6144, 2560): "because fallback"})):
+        choices = (
+            Choice("triton", None, first, f"because {first}"),
+            Choice("triton", None, "fallback", "another"),
+        )
+        monkeypatch.setattr(
+            wrapper,
+            "build_table",
+            lambda N, K, device, choices=choices: DispatchTable(N, K, device, (8, 64), choices),
+        )
+        wrapper.forget()
+        assert entrypoint.warm_up([(6144, 2560)], progress=False).unserved == unserved
 
 
 @pytest.mark.parametrize(
