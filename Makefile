@@ -35,7 +35,7 @@ help:
 	@echo '  test-cpu, test-interpreter, test-sglang, test-gpu: its parts'
 	@echo '  test-tilelang-versions  the kernels compile on every TileLang that is admitted'
 	@echo '  test-triton-versions    the lab on an older Triton'
-	@echo '  mutants                 what the tests of the call path do not notice; most of an hour'
+	@echo '  mutants                 what the tests of the call path do not notice; a quarter of an hour'
 	@echo '  lint, format            ruff and mypy; mend the layout'
 	@echo '  venv                    the environment alone'
 	@echo '  clean                   remove what make created'

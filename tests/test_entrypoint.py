@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -357,6 +358,12 @@ def test_a_device_of_this_machine_has_several_names(device, monkeypatch):
     assert explain(8, 6144, 2560, device).device == "NVIDIA_H200"
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_no_index_of_a_gpu_is_taken_for_the_cpu(index, monkeypatch):
+    monkeypatch.setattr(entrypoint, "device_of", {index: H200}.__getitem__)
+    assert explain(8, 6144, 2560, index).device == "NVIDIA_H200"
+
+
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=repr)
 def test_explain_for_the_cpu(device):
     assert explain(8, 6144, 2560, device).device == "cpu"
@@ -379,6 +386,7 @@ def test_warmup_off_gpu_does_nothing(monkeypatch):
     monkeypatch.setattr(wrapper, "gemm_for", lambda *_: pytest.fail("built a table"))
     monkeypatch.setattr(compile_cache, "compile_many", lambda *_: pytest.fail("compiled"))
     assert warmup([(6144, 2560)]) == 0
+    assert warmup([(1, 1)]) == 0, "any size that a call may have"
     assert warmup(((np.int64(6144), torch.tensor(2560)) for _ in range(2)), np.int32(8), "cpu") == 0
 
 
@@ -545,6 +553,94 @@ def test_warmup_names_the_shapes_that_no_tilelang_kernel_takes(monkeypatch):
     assert first == "TileLang kernels: 0 compiled, 0 already in the cache"
     assert rest[0].startswith("no TileLang kernel for N=100, K=128: N = 100 is not a multiple of 16")
     assert rest[1].startswith("no TileLang kernel for N=16, K=100: K = 100 is not a multiple of 128")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A GPU whose tables name backends alone: (kernel, source) and the largest M of each; what they warm."""
+    table = [("triton", "default choice", 8), ("triton", "fallback", 64), ("deep_gemm", "tuned/file", 512)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for module in (wrapper, entrypoint):
+        monkeypatch.setattr(module, "device_of", lambda index: H200)
+    choices = tuple(Choice(kernel, None, source, f"because {source}") for kernel, source, _ in table)
+    bounds = tuple(bound for *_, bound in table)
+    monkeypatch.setattr(
+        wrapper, "build_table", lambda N, K, device: DispatchTable(N, K, device, bounds, choices)
+    )
+    warmed = {}
+    for name in ("triton", "deep_gemm"):
+        monkeypatch.setattr(
+            backends.backend(name),
+            "warmup",
+            lambda N, K, m_values, device, name=name: warmed.update({(name, m_values[0]): m_values}),
+        )
+    return warmed
+
+
+@pytest.mark.parametrize("call", [warmup, entrypoint.warm_up])
+def test_backends_are_warmed_from_the_first_to_the_last_m_they_serve(call, no_compiler):
+    call([(6144, 2560)], progress=False)
+    assert no_compiler == {
+        ("triton", 1): [1, 2, 4, 8],
+        ("triton", 9): [9, 16, 32, 64],
+        ("deep_gemm", 65): [65, *(1 << p for p in range(7, 14))],  # 8192 by default, above the last bound
+    }
+    no_compiler.clear()
+    call([(6144, 2560)], 100, progress=False, fallbacks=False)
+    assert no_compiler == {("triton", 1): [1, 2, 4, 8], ("deep_gemm", 65): [65, 100]}
+
+
+@pytest.mark.parametrize("call", [warmup, entrypoint.warm_up])
+def test_progress_is_shown_unless_it_is_turned_off(call, no_compiler, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def progress_bar(description, unit, show):
+        shown.append(show)
+        yield lambda done, total: None
+
+    monkeypatch.setattr(entrypoint, "progress_bar", progress_bar)
+    call([(6144, 2560)])
+    call([(6144, 2560)], progress=False)
+    assert shown == [True, False]
+
+
+def test_a_shape_is_unserved_where_all_of_its_table_is_a_fallback(no_compiler, monkeypatch):
+    assert entrypoint.warm_up([(6144, 2560)], progress=False).unserved == {}
+    for first, unserved in (("default choice", {}), ("fallback", {(6144, 2560): "because fallback"})):
+        choices = (
+            Choice("triton", None, first, f"because {first}"),
+            Choice("triton", None, "fallback", "another"),
+        )
+        monkeypatch.setattr(
+            wrapper,
+            "build_table",
+            lambda N, K, device, choices=choices: DispatchTable(N, K, device, (8, 64), choices),
+        )
+        wrapper.forget()
+        assert entrypoint.warm_up([(6144, 2560)], progress=False).unserved == unserved
+
+
+@pytest.mark.parametrize(
+    ("why_no_cuda", "idle"), [(None, "the device is the CPU"), ("torch sees no GPU", "torch sees no GPU")]
+)
+def test_on_the_cpu_warm_up_counts_nothing_and_says_why(monkeypatch, why_no_cuda, idle):
+    monkeypatch.setattr(entrypoint, "why_no_cuda", lambda: why_no_cuda)
+    did = entrypoint.warm_up([(6144, 2560)], device="cpu")
+    assert (did.missing, did.compiled, did.cached, did.failed) == (0, 0, 0, 0)
+    assert str(did) == f"nothing was compiled: {idle}, and kernels are compiled for the GPU they run on"
+
+
+def test_an_explanation_shows_every_split_of_k_and_cannot_be_changed():
+    said = explain(0, 16, 128, "cpu")
+    for split_k, shown in ((1, ""), (2, ", split_k 2")):
+        config = dataclasses.replace(SWAP, split_k=split_k)
+        assert f" 64x16x128, 6 stages, 128 threads{shown} [" in str(dataclasses.replace(said, config=config))
+    for value, name in ((said, "kernel"), (entrypoint.warm_up([], device="cpu"), "failed")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
 
 
 def test_public_names():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def expect_blocks(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, block: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("M", "K"), [(1, 1), (1, 128), (3, 200), (130, 384), (5, 3884)])
+@pytest.mark.parametrize(("M", "K"), [(1, 1), (1, 128), (2, 127), (3, 200), (130, 384), (5, 3884)])
 def test_tokens_match_the_definition(M: int, K: int, dtype: torch.dtype) -> None:
     x = randn(M, K, seed=K).to(dtype)
     q, scale = per_token_group_quant_fp8_reference(x)
@@ -46,7 +47,7 @@ def test_tokens_match_the_definition(M: int, K: int, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("N", "K"), [(1, 1), (128, 128), (130, 200), (300, 384), (576, 1100)])
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (128, 128), (127, 255), (130, 200), (300, 384), (576, 1100)])
 def test_blocks_match_the_definition(N: int, K: int, dtype: torch.dtype) -> None:
     w = randn(N, K, seed=K).to(dtype)
     q, scale = per_block_quant_fp8(w)
@@ -161,6 +162,21 @@ def test_conversion_copies_only_what_lies_otherwise() -> None:
     assert is_column_tma(convert_scale_layout(off_by_one, "column_tma"))
 
 
+def test_columns_that_tma_cannot_read_are_not_taken_for_such() -> None:
+    """Of 5 rows: not padded to 8, padded to 7, and one column for all groups."""
+    for stride in (5, 7, 0):
+        assert not is_column_tma(torch.ones(64).as_strided((5, 2), (1, stride)))
+    assert is_column_tma(torch.ones(64).as_strided((5, 2), (1, 8)))
+
+
+@pytest.mark.parametrize("rounding", ["ieee", "sglang"])
+def test_not_a_number_does_not_set_the_scale_of_small_values(rounding) -> None:
+    x = randn(1, 128) / 1000
+    scale = per_token_group_quant_fp8_reference(x, rounding=rounding)[1]
+    x[0, x[0].abs().argmin()] = torch.nan
+    assert torch.equal(per_token_group_quant_fp8_reference(x, rounding=rounding)[1], scale)
+
+
 def test_no_rows() -> None:
     for layout in ("row", "column_tma"):
         q, scale = per_token_group_quant_fp8_reference(torch.empty(0, 200), scale_layout=layout)
@@ -174,8 +190,9 @@ def test_wrong_inputs_are_refused(quantise) -> None:
         quantise([1.0])
     with pytest.raises(TypeError, match=r"is torch.float64; expected float32, bfloat16 or float16"):
         quantise(torch.zeros(2, 128, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 128\); expected two dimensions"):
-        quantise(torch.zeros(2, 3, 128))
+    for shape in ((2, 3, 128), (128,)):
+        with pytest.raises(ValueError, match=re.escape(f"shape {shape}; expected two dimensions")):
+            quantise(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"shape \(2, 0\); expected K of at least 1"):
         quantise(torch.zeros(2, 0))
 
@@ -205,5 +222,8 @@ def test_wrong_options_are_refused() -> None:
         per_token_group_quant_fp8_reference(x, group_size=0)
     with pytest.raises(ValueError, match=r"block_size\[1\] is -128"):
         per_block_quant_fp8(x, (128, -128))
-    with pytest.raises(ValueError, match="scale_layout is 'column'; expected one of 'row', 'column_tma'"):
-        per_token_group_quant_fp8_reference(x, scale_layout="column")
+    for layout in ("column", "rows", "tma", ""):
+        with pytest.raises(
+            ValueError, match=f"scale_layout is '{layout}'; expected one of 'row', 'column_tma'"
+        ):
+            per_token_group_quant_fp8_reference(x, scale_layout=layout)

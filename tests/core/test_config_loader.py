@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import FrozenInstanceError
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tilelang_gemm_wrapper import configurer
+from tilelang_gemm_wrapper.core import config_loader
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.config_entry import Entry
 from tilelang_gemm_wrapper.core.config_file import config_file_name, write_config_file
-from tilelang_gemm_wrapper.core.config_loader import choose, find_config
+from tilelang_gemm_wrapper.core.config_loader import choose, find_config, why_other_kernels
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES, Device, cpu_device
 
 H200 = KNOWN_DEVICES["NVIDIA_H200"]
@@ -193,6 +195,28 @@ def test_choice_is_the_rule_for_any_table(tuned, M):
     expected = min((m for m in tuned if m >= M), default=max(tuned, default=None))
     entry = choose(entries, M)
     assert (entry.M if entry else None) == expected
+
+
+def test_a_file_tuned_with_other_kernels_is_told_and_one_that_says_nothing_is_not(first, monkeypatch):
+    running = "tilelang 0.1.15 kernels " + "5" * 64
+    monkeypatch.setattr(config_loader, "code_version", lambda: running)
+
+    def why(tuned_with):
+        write_config_file(put(first), (TRITON,), {"kernels": tuned_with} if tuned_with else None)
+        file = find_config(N, K, H200, [first]).file
+        return why_other_kernels(file)
+
+    assert why(running) is None and why(None) is None and why(7) is None
+    for digit in "46":
+        short = "tilelang 0.1.15 kernels"
+        assert why(f"{short} {digit * 64}") == f"tuned with {short} {digit * 12}, running {short} {'5' * 12}"
+    assert why(" ".join(["abcdefghij"] * 20)).startswith(f"tuned with {('abcdefghij ' * 8)[:80]}, running")
+
+    def no_tilelang():
+        raise PackageNotFoundError("tilelang")
+
+    monkeypatch.setattr(config_loader, "code_version", no_tilelang)
+    assert why("tilelang 0.1.0") is None
 
 
 def test_shipped_files_are_usable_to_the_last_entry():

@@ -342,6 +342,9 @@ def test_a_table_is_shared_and_cannot_be_changed(tmp_path):
         table.bounds = (1,)
     with pytest.raises(FrozenInstanceError):
         table.choices[0].kernel = "base"
+    (remark,) = build_table(N, 2 * K, H200).remarks
+    with pytest.raises(FrozenInstanceError):
+        remark.text = ""
 
 
 def test_fallback_choice_gives_both_reasons(monkeypatch):

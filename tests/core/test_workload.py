@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 from fractions import Fraction
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from tilelang_gemm_wrapper.backends import torch_reference
 from tilelang_gemm_wrapper.core import workload as module
 from tilelang_gemm_wrapper.core.workload import (
+    Comparison,
     Expected,
     Workload,
     compare,
@@ -55,6 +56,7 @@ def test_the_seed_decides(make) -> None:
     first = make(5, 130, 200, seed=1)
     torch.manual_seed(99)  # the global generator has no say
     assert equal(first, make(5, 130, 200, seed=1))
+    assert equal(make(5, 130, 200), make(5, 130, 200, seed=0))
     assert not any(
         torch.equal(x, y) for x, y in zip(bits(first), bits(make(5, 130, 200, seed=2)), strict=True)
     )
@@ -67,6 +69,11 @@ def test_normal_data_is_quantised_to_the_end_of_the_range() -> None:
     spread = random_workload(8, 256, 256, distribution="wide_scales")
     assert torch.equal(spread.A.float(), workload.A.float())
     assert spread.A_scale.max() / spread.A_scale.min() > 10
+    factors = (
+        random_workload(512, 128, 512, distribution="wide_scales").A_scale
+        / random_workload(512, 128, 512, distribution="normal").A_scale
+    )
+    assert 0.124 < factors.min() < 0.13 and 7.7 < factors.max() < 8.01
 
 
 @pytest.mark.parametrize("wrong", ["A_rows", "A_blocks", "B_rows", "B_blocks"])
@@ -113,7 +120,9 @@ def test_integer_results_are_exact_in_any_order(scale_layout: str) -> None:
 def test_integer_sums_stay_within_float32_and_wgmma() -> None:
     w = integer_workload(64, 128, 256)
     assert {*w.A.float().unique().tolist()} == {-3, -2, -1, 0, 1, 2, 3}
-    assert {*w.A_scale.unique().tolist(), *w.B_scale.unique().tolist()} <= {0.5, 1, 2}
+    assert {*w.A_scale.unique().tolist()} == {0.5, 1, 2}
+    assert {*w.B_scale.unique().tolist()} <= {0.5, 1, 2}
+    assert integer_workload(1, 1, 116508).K == 116508
     with pytest.raises(ValueError, match="K is 116736; expected at most 116508"):
         integer_workload(1, 1, 116736)
 
@@ -324,6 +333,9 @@ def test_the_bound_is_of_the_element_and_both_ends_of_it_count() -> None:
     torch.testing.assert_close(expected.magnitude.float(), by_hand, rtol=2**-8, atol=0)
     bound = 2**-8 * expected.result.abs() + 2**-9 * expected.magnitude.float()
     for sign in (-1, 1):
+        for part, is_wrong in ((0.99, False), (1.01, True)):
+            why = why_wrong(expected.result + sign * part * bound, expected)
+            assert ("element (" in str(why)) == is_wrong
         assert compare(expected.result + sign * 0.99 * bound, expected).excess == pytest.approx(
             0.99, rel=1e-3
         )
@@ -362,10 +374,28 @@ def test_chunks_change_nothing(half_a_million, monkeypatch: pytest.MonkeyPatch) 
     out = expected.result.bfloat16()
     out[400, 5] *= -1
     whole = compare(out, expected)
-    monkeypatch.setattr(module, "_COMPARED", 10_000)
-    parts = compare(out, expected)
-    assert (parts.row, parts.column, parts.excess, parts.value) == (400, 5, whole.excess, whole.value)
-    assert parts.error == pytest.approx(whole.error, rel=1e-9)
+    for elements in (10_000, 100):  # nine rows, and less than one
+        monkeypatch.setattr(module, "_COMPARED", elements)
+        parts = compare(out, expected)
+        assert (parts.row, parts.column, parts.excess, parts.value) == (400, 5, whole.excess, whole.value)
+        assert parts.error == pytest.approx(whole.error, rel=1e-9)
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(10_000, [9] * 4 + [4]), (100, [1] * 40)])
+def test_so_many_elements_are_compared_at_a_time(half_a_million, monkeypatch, elements, rows) -> None:
+    _, expected = half_a_million
+    compared: list[int] = []
+    add = module._Sums.add
+    monkeypatch.setattr(module._Sums, "add", lambda sums, x, y: compared.append(len(x)) or add(sums, x, y))
+    monkeypatch.setattr(module, "_COMPARED", elements)
+    compare(expected.result[:40].bfloat16(), expected.first(40))
+    assert compared[::2] == compared[1::2] == rows  # the error of the result, and that of rounding
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(2 * 128 * 256 + 1, [256, 256, 88]), (1, [128] * 4 + [88])])
+def test_so_many_elements_are_made_at_a_time(monkeypatch, elements, rows) -> None:
+    monkeypatch.setattr(module, "_CHUNK", elements)
+    assert [len(part) for part in module._row_chunks(torch.empty(600, 256))] == rows
 
 
 def test_nothing_is_nothing_wrong() -> None:
@@ -373,6 +403,38 @@ def test_nothing_is_nothing_wrong() -> None:
         assert why_wrong(torch.empty(M, N), Expected(torch.empty(M, N), None)) is None
     with pytest.raises(ValueError, match=r"shapes \(1, 2\) and \(2, 1\) differ"):
         compare(torch.empty(1, 2), Expected(torch.empty(2, 1), None))
+
+
+def test_limits_may_be_reached() -> None:
+    assert Comparison(3e-6, 3e-6, 1.0).why_wrong() is None
+    assert Comparison(3.1e-6, 3e-6, 0.0).why_wrong() == "error 3.1e-06 is above 3e-06"
+    assert Comparison(0.0, 3e-6, 1.1, 2, 3, 4.0, 5.0, 0.5).why_wrong() == (
+        "element (2, 3) is 4, expected 5 within 0.5"
+    )
+
+
+def test_a_result_of_one_element_may_be_off_by_a_tenth_more_than_its_rounding() -> None:
+    result = torch.tensor([[1.0039]])  # just below the middle between two bfloat16 values
+    rounding = error(result.bfloat16(), result)
+    assert compare(result, Expected(result, None)).most_error == pytest.approx(1.1 * rounding)
+    assert 1.1 * rounding > module.MAX_ERROR
+
+
+def test_what_is_exact_everywhere_has_no_worst_element() -> None:
+    expected = Expected.exactly(integer_workload(4, 16, 128))
+    assert compare(expected.result.bfloat16(), expected) == Comparison(
+        compare(expected.result.bfloat16(), expected).error, module.MAX_ERROR, 0.0, 0, 0, 0.0, 0.0, 0.0
+    )
+
+
+def test_inputs_and_outcomes_cannot_be_changed() -> None:
+    w = integer_workload(4, 16, 128)
+    expected = Expected.exactly(w)
+    for value, name in ((w, "A"), (expected, "result"), (compare(expected.result, expected), "excess")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, None)
+    assert w != integer_workload(4, 16, 128), "compared by identity: tensors have no one answer"
+    assert expected != Expected.exactly(w)
 
 
 def test_zeros_must_be_zero() -> None:

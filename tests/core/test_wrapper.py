@@ -171,7 +171,7 @@ def test_split_k_on_hopper_needs_no_workspace(compiler):
     assert compiler.launched == [(SPLIT, tuple("abcde"))]
 
 
-@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [1])])
+@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [1]), (2, [1])])
 def test_among_several_gpus_the_tensors_device_launches(compiler, monkeypatch, current, entered):
     seen = []
 
@@ -227,6 +227,20 @@ def test_tables_are_built_and_their_notes_logged_once(monkeypatch, caplog):
     wrapper.forget()
     assert wrapper.gemm_for(N, K, 0) is not got[0]
     assert len(built) == 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_kernels_are_built_anew_where_they_must_read_the_weights_otherwise(monkeypatch, static):
+    monkeypatch.setenv(configurer.STATIC_WEIGHTS, str(int(static)))
+    monkeypatch.setattr(wrapper, "build_table", lambda *_: table(SWAP))
+    gemm = wrapper.gemm_for(N, K, CPU)
+    assert gemm.static_weights is static, "as the environment says"
+    assert wrapper.gemm_for(N, K, CPU, static_weights=static) is gemm
+    other = wrapper.gemm_for(N, K, CPU, static_weights=not static)
+    assert other is not gemm and other.table is gemm.table
+    assert other.static_weights is (not static) and other.job(0).static_weights is (not static)
+    assert wrapper.gemm_for(N, K, CPU) is other
+    assert wrapper.gemm_for(N, K, CPU, static_weights=static).static_weights is static
 
 
 def test_run_on_the_cpu():
@@ -368,6 +382,7 @@ def call(A, A_scale, B, B_scale, C):
 def test_a_launch_that_went_through_when_repeated_is_told_once(unwilling, compiler, caplog):
     for _ in range(3):
         call(*unwilling)
+        assert len(caplog.records) == 1, "told at the first, and no more"
     assert len(compiler.launched) == 3
     (record,) = caplog.records
     assert record.levelname == "WARNING"

@@ -161,3 +161,30 @@ def test_results_that_do_not_repeat_are_refused(bench: DamagedBench) -> None:
             C[0, C[0].abs().argmax()] *= 1 + 2**-7
 
     assert refusal(bench, differ).kind == "not_repeatable"
+
+
+@pytest.mark.parametrize(
+    ("config", "m_max", "ragged"),
+    [(CANDIDATE, M, RAGGED_M), (CANDIDATE, 10, 10), (KernelConfig("triton"), M, 9)],
+)
+def test_the_ragged_m_is_a_row_more_than_a_tile_where_there_are_so_many(
+    bench: DamagedBench, config: KernelConfig, m_max: int, ragged: int
+) -> None:
+    """A fallback kind says nothing of its tiles: 8 tokens are taken for one."""
+    launched: list[int] = []
+    bench.damage = lambda A, *_: launched.append(len(A))
+    bench.open(N, K, m_max)
+    bench.check(config, 1)
+    assert set(launched) == {ragged, 1}
+    launched.clear()
+    bench.check(config, 2)
+    assert set(launched) == {2}, "a candidate's ragged M is checked once"
+
+
+def test_what_a_candidate_raises_is_its_refusal(bench: DamagedBench) -> None:
+    def fail(*tensors) -> None:
+        raise RuntimeError("misaligned address")
+
+    refused = refusal(bench, fail)
+    assert not isinstance(refused, DeviceLostError)
+    assert (refused.kind, "misaligned address" in str(refused)) == ("error", True)
