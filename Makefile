@@ -64,6 +64,9 @@ test: test-cpu test-interpreter test-sglang $(if $(HAS_GPU),test-gpu)
 
 INTERPRETED := $(addprefix tests/,backends/interpreter ops/interpreter lab/interpreter examples/interpreter)
 
+# Several processes share the cores: a pool of threads in each would only make them wait for one another.
+export OMP_NUM_THREADS ?= 1
+
 # Without a GPU tests/gpu is collected here too, so that the report names what was skipped and why.
 test-cpu: venv
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(addprefix --ignore=,$(INTERPRETED)) \

@@ -96,7 +96,7 @@ def cost_of_row_major_scales(path: Path) -> tuple[float, float]:
 
 def test_the_tables_of_the_ops_are_those_of_the_results() -> None:
     """On the device that the heading names."""
-    text = (REPOSITORY / "docs/ops.md").read_text()
+    text, later = (REPOSITORY / "docs/ops.md").read_text().split("## The quantizer on an ")
     (device,) = re.findall(r"^## Measured on an (.*)$", text, re.MULTILINE)
     with (RESULTS / device.replace(" ", "_") / "quant.csv").open() as file:
         us = {
@@ -120,6 +120,12 @@ def test_the_tables_of_the_ops_are_those_of_the_results() -> None:
     assert {len(line) for line in lines} == {5} and len(lines) == 10
     assert [line[1:4] for line in lines[:3]] == [fused(line[0]) for line in lines[:3]]
     assert [line[1:] for line in lines[3:]] == [beside_sglang(line[0]) for line in lines[3:]]
+    with (RESULTS / later.splitlines()[0].replace(" ", "_") / "quant.csv").open() as file:
+        quantizer = {(row["M"], row["provider"]): row["p50_us"] for row in csv.DictReader(file)}
+    for line in re.findall(r"^\| (\d.*) \|$", later, re.MULTILINE):
+        M, *times = line.split(" | ")
+        names = ("auto", "group_quant", "sglang")
+        assert times == [f"{float(quantizer[M, name]):.2f}" for name in names]
 
 
 def test_the_example_of_the_lab_is_a_case(tmp_path: Path) -> None:
