@@ -111,7 +111,7 @@ class Tile(NamedTuple):
 
 
 def tile_of(M: int, K: int) -> Tile:
-    if M * K <= 3 << 16:  # small programs, while SMs would be idle otherwise
+    if M * K <= 1 << 19:  # small programs, while SMs would be idle otherwise
         return Tile(4, 4)
     return Tile(16, 8) if M * K <= 1 << 21 else Tile(16, 4)
 
