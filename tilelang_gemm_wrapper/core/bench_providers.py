@@ -185,10 +185,16 @@ def _cublas(case: Case) -> Call:
         raise Refused(
             f"torch {torch.__version__} has no torch.nn.functional.scaled_mm: 2.10 and later have it"
         )
+    if case.M % 4:
+        raise Refused(f"cuBLAS takes blockwise scales only of M in multiples of 4; M is {case.M}")
     A = case.A
     # Stride (1, M), of one token too: there contiguous() keeps whatever stride a dimension of one has.
     A_scale = torch.empty_strided(case.A_scale.shape, (1, case.M), device=A.device).copy_(case.A_scale)
-    weights = [(B.t(), B_scale.t()) for B, B_scale in case.matrix.weights]
+    # Blocks along K are wanted in multiples of 4; cuBLAS reads none of the added ones.
+    added = -case.matrix.weights[0][1].shape[1] % 4
+    weights = [
+        (B.t(), torch.nn.functional.pad(B_scale, (0, added)).t()) for B, B_scale in case.matrix.weights
+    ]
 
     def call(i: int) -> torch.Tensor:
         B, B_scale = weights[i]

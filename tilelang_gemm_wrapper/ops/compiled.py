@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,16 @@ def _compile(
             f"the kernel for {shape} is not compiled and a CUDA graph is being captured; make the same call "
             f"once before the capture"
         )
-    with _lock, compile_cache.alone("compile"):
-        kernel = compile_cache.compile_primfunc(build(shape), device_of(index).arch, pass_configs)
+    arch = device_of(index).arch
+    with _lock, compile_cache.alone(_task(build, shape, arch)):
+        kernel = compile_cache.compile_primfunc(build(shape), arch, pass_configs)
         return _kernels.setdefault((build, shape, index), on_device(kernel, index))
+
+
+def _task(build: Callable[..., Any], shape: tuple[Any, ...], arch: str) -> str:
+    """What processes do one at a time: the ranks of an engine compile a kernel once, others at once.
+
+    A task has a lock file, which stays; so there are at most 256 tasks, and two kernels seldom share one.
+    """
+    kernel = f"{build.__module__}.{build.__qualname__} {shape} {arch}"
+    return f"compile_op_{zlib.crc32(kernel.encode()) % 256:02x}"
