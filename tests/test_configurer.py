@@ -111,6 +111,9 @@ def test_value_is_typed(monkeypatch, variable, read, value, expected):
             (configurer.COMPILE_WORKERS, configurer.compile_workers, value, "a whole number from 1")
             for value in ("0", "-1", "two", "1.5", "10000", "\u0663")
         ],
+        (configurer.CACHE_DIR, configurer.cache_directory, "~nobody-of-that-name/x", "a path without ~"),
+        (configurer.SHAPES_OUT, configurer.shapes_out, "~nobody-of-that-name/x", "a path without ~"),
+        (configurer.CONFIG_DIR, configurer.config_directories, "~nobody-of-that-name/x", "a path without ~"),
     ],
 )
 def test_value_that_cannot_be_meant_is_refused(monkeypatch, variable, read, value, expectation):

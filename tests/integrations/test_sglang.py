@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("sglang", reason="make test-sglang brings SGLang's releases")
 
 from integrations import sglang_processes as processes
+from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
 from tilelang_gemm_wrapper.integrations import sglang as plugin
 
 # ---- launchers
@@ -54,6 +58,70 @@ def test_sglang_check():
     assert set(rows) >= {hook.target for hook in plugin.HOOKS}
     assert set(rows.values()) == {"fits"}
     assert done.stdout.splitlines()[-1] == "--fp8-gemm-backend tilelang will not run here"
+
+
+def launched(monkeypatch, **settings):
+    """What the hook on the launcher's check says of a server with these settings."""
+    given = SimpleNamespace(fp8_gemm_runner_backend="tilelang", device="cuda", **settings)
+    monkeypatch.setattr(plugin, "_resolved", lambda args: given)
+    with pytest.raises(RuntimeError) as stopped:
+        plugin._check_server_args(None)
+    return str(stopped.value)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """GPU 0 is too old, GPU 1 is not; there is no other."""
+    h100 = KNOWN_DEVICES["NVIDIA_H100_80GB_HBM3"]
+    devices = [replace(h100, name="NVIDIA_A100-SXM4-80GB", arch="sm_80"), h100]
+
+    def device_of(index):
+        if index >= len(devices):
+            raise RuntimeError(f"there is no CUDA device {index}")
+        return devices[index]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(plugin, "device_of", device_of)
+
+
+def test_the_launcher_asks_the_gpu_that_the_server_begins_at(scheduler, gpus, monkeypatch):
+    assert "A100-SXM4-80GB is sm_80" in launched(monkeypatch)
+    assert "there is no CUDA device 2" in launched(monkeypatch, base_gpu_id=2)
+    given = SimpleNamespace(fp8_gemm_runner_backend="tilelang", device="cuda", base_gpu_id=1)
+    monkeypatch.setattr(plugin, "_resolved", lambda args: given)
+    plugin._check_server_args(None)
+
+
+def test_actors_of_ray_have_no_plugins(scheduler, gpus, monkeypatch):
+    assert "cannot run: SGLang loads no plugins in the actors of --use-ray." in launched(
+        monkeypatch, base_gpu_id=1, use_ray=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TILELANG_GEMM_STATIC_WEIGHTS", "maybe"),
+        ("TILELANG_GEMM_COMPILE_WORKERS", "many"),
+        ("TILELANG_GEMM_FALLBACK", "cutlass"),
+        ("SGLANG_ENABLE_TILELANG_GEMM", "sure"),
+        ("SGLANG_TILELANG_GEMM_CONFIG_DIR", "~nobody-of-that-name/configs"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_stops_before_weights_are_loaded(
+    scheduler, gpus, monkeypatch, variable, value
+):
+    monkeypatch.setenv(variable, value)
+    for stopped in (launched(monkeypatch, base_gpu_id=1), initialized(scheduler)):
+        assert f"cannot run: {variable}='{value}': expected " in stopped
+    account, runs = plugin.check()
+    assert not runs and f"{variable}='{value}': expected " in account
+
+
+def initialized(args):
+    with pytest.raises(RuntimeError) as stopped:
+        processes.initialize(args)
+    return str(stopped.value)
 
 
 # ---- schedulers

@@ -133,6 +133,30 @@ def test_sglang_has_the_settings_that_move_weights(scheduler):
         assert hasattr(settings, name)
 
 
+# ---- weights that SGLang resizes
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"enable_cp_decode_attn_tp": True, "attn_cp_size": 4}, "enable_cp_decode_attn_tp cuts"),
+        ({"dcp_replicate_q_proj": True, "dcp_size": 4}, "dcp_replicate_q_proj gathers"),
+        ({"enable_cp_decode_attn_tp": True, "attn_cp_size": 1}, None),
+        ({"dcp_replicate_q_proj": None, "dcp_size": 4}, None),
+    ],
+)
+def test_calls_with_weights_of_another_size_are_told(
+    scheduler, group, hopper, told, monkeypatch, settings, reason
+):
+    """Such calls go to SGLang's own GEMM: their (N, K) was not prepared."""
+    given = SimpleNamespace(fp8_gemm_runner_backend="tilelang", chunked_prefill_size=64, **settings)
+    monkeypatch.setattr(plugin, "_resolved", lambda args: given)
+    load(scheduler, layer())
+    said = [line for _, line in told()[1:]]
+    assert len(said) == (reason is not None)
+    assert all("SGLang's own GEMM runs the calls whose weights" in line and reason in line for line in said)
+
+
 # ---- the file of shapes
 
 
@@ -148,6 +172,7 @@ def shapes_file(monkeypatch):
         tp: int
         layers: dict
         experts: dict = field(default_factory=dict)
+        not_covered: tuple = ()
 
         def write(self, path):
             written[path] = self
@@ -155,7 +180,8 @@ def shapes_file(monkeypatch):
 
     written = {}
     module = ModuleType("tilelang_gemm_wrapper.model_shapes.shapes_file")
-    module.EngineShapes, module.read_shapes_file = EngineShapes, written.__getitem__
+    module.EngineShapes = EngineShapes
+    monkeypatch.setattr(plugin, "_built", {})
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return written
 
@@ -189,9 +215,12 @@ def test_the_first_rank_writes_what_its_layers_are(
     said = [line for _, line in told()]
     assert f"Wrote (N, K) of 4 block-FP8 layers to {file}" in said
     assert any(line.startswith("1 of these layers would not run") and "[32, 32]" in line for line in said)
+    assert len(written.not_covered) == 1 and written.not_covered[0] in said, "a tuner is told too"
     assert bool(hopper.jobs) == (backend == "tilelang")
+    shapes_file.clear()  # another replica of the server has just written the same file, with its draft model
     load(args, layer(32, K), is_draft_worker=True)
     assert shapes_file[file].layers == Counter({(N, K): 3, (16, K): 1, (32, K): 1}), "the draft model's too"
+    assert shapes_file[file].not_covered == written.not_covered
 
 
 def test_a_pipeline_stage_says_that_it_is_one(servers, group, told, monkeypatch, tmp_path, shapes_file):
@@ -199,6 +228,8 @@ def test_a_pipeline_stage_says_that_it_is_one(servers, group, told, monkeypatch,
     group.world_size = 4
     load(servers["triton"], layer())
     assert "of 1 block-FP8 layers of the first of 4 pipeline stages to" in told()[0][1]
+    [written] = shapes_file.values()
+    assert written.not_covered == ("layers of other pipeline stages; these are of the first of 4",)
 
 
 def test_a_file_that_cannot_be_written_is_one_warning(
@@ -208,6 +239,14 @@ def test_a_file_that_cannot_be_written_is_one_warning(
     load(scheduler, layer())
     (level, line), (_, account) = told()
     assert level == "WARNING" and "/proc/no/shapes.json was not written: FileNotFoundError" in line
+    assert "is active on" in account
+
+
+def test_a_name_that_stands_for_no_file_stops_nothing(scheduler, group, hopper, told, monkeypatch):
+    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", "~nobody-of-that-name/shapes.json")
+    load(scheduler, layer())
+    (level, line), (_, account) = told()
+    assert level == "WARNING" and "TILELANG_GEMM_SHAPES_OUT='~nobody-of-that-name/shapes.json'" in line
     assert "is active on" in account
 
 

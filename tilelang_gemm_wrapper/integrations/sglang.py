@@ -22,11 +22,11 @@ import os
 import pkgutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +36,9 @@ from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.integrations import preparation, sglang_layers
 from tilelang_gemm_wrapper.integrations.block_fp8_linear import Shape
 from tilelang_gemm_wrapper.integrations.sglang_layers import LINEAR, Layer
+
+if TYPE_CHECKING:
+    from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +98,12 @@ def _check_server_args(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """In the launcher, before any process is started: say what is wrong while one message is all there is."""
     settings = _resolved(server_args)
     if settings.fp8_gemm_runner_backend == BACKEND:
+        _stop_if(*_bad_variables())  # the other questions read them
         device = getattr(settings, "device", None)
+        first = getattr(settings, "base_gpu_id", None) or 0
         _stop_if(
-            f"SGLang is to run on {device}" if device not in (None, "cuda") else why_device_unfit(0),
+            f"SGLang is to run on {device}" if device not in (None, "cuda") else why_device_unfit(first),
+            "SGLang loads no plugins in the actors of --use-ray" if getattr(settings, "use_ray", 0) else None,
             *map(_why_not_hookable, HOOKS),
             _why_linear_unfit(),
         )
@@ -110,7 +116,7 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
         server_args = import_module("sglang.srt.runtime_context").get_server_args()
     if _resolved(server_args).fp8_gemm_runner_backend != BACKEND:
         return original(*args, **kwargs)
-    _stop_if(*map(_why_not_hooked, HOOKS), _why_linear_unfit())
+    _stop_if(*_bad_variables(), *map(_why_not_hooked, HOOKS), _why_linear_unfit())
     fp8_utils: Any = import_module(_FP8_UTILS)
     fp8_utils.FP8_GEMM_RUNNER_BACKEND = fp8_utils.Fp8GemmRunnerBackend.AUTO
 
@@ -118,7 +124,7 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
 def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
     """After the weights are there, on every rank: get ready for its layers, and take them over."""
     settings = _resolved(runner.server_args)
-    serves, file = settings.fp8_gemm_runner_backend == BACKEND, configurer.shapes_out()
+    serves, file = settings.fp8_gemm_runner_backend == BACKEND, _shapes_file()
     if not serves and file is None:
         return
     layers = list(
@@ -157,27 +163,29 @@ def _serve(layers: Sequence[Layer], settings: Any, runner: Any) -> None:
             layer.serve(served, logged)
     if speaks:
         counted = [(layer.shape, why) for layer, why in zip(layers, reasons, strict=True)]
-        _report(ready, counted, moving, type(runner.model).__name__, group.world_size)
+        notes = [f"Static weights are off: {moving}"] if moving else []
+        if resized := sglang_layers.why_weights_resized(settings):
+            notes.append(f"SGLang's own GEMM runs the calls whose weights SGLang resizes: {resized}")
+        if group.world_size > 1:
+            notes.append(f"All {group.world_size} tensor-parallel ranks chose the same kernels")
+        _report(ready, counted, notes, type(runner.model).__name__)
 
 
 def _report(
     ready: preparation.Preparation,
     layers: Sequence[tuple[Shape, str | None]],
-    moving: str | None,
+    notes: Sequence[str],
     model: str,
-    ranks: int,
 ) -> None:
-    """layers: as of `preparation.account`. moving: why static weights are off, if SGLang moves weights."""
+    """layers: as of `preparation.account`. notes: what else holds where a layer is ours."""
     if not layers:
         logger.warning("The tilelang backend has nothing to do: %s has no block-quantized FP8 layer", model)
         return
     active = any(why is None for _, why in layers)
     for line in preparation.account(ready, layers, "SGLang", model):
         logger.log(logging.INFO if active else logging.WARNING, "%s", line)
-    if active and moving:
-        logger.info("Static weights are off: %s", moving)
-    if active and ranks > 1:
-        logger.info("All %d tensor-parallel ranks chose the same kernels", ranks)
+    for note in notes if active else ():
+        logger.info("%s", note)
 
 
 def _agreed(ready: preparation.Preparation, group: Any) -> preparation.Preparation:
@@ -191,6 +199,14 @@ def _agreed(ready: preparation.Preparation, group: Any) -> preparation.Preparati
         raise
 
 
+def _shapes_file() -> Path | None:
+    try:
+        return configurer.shapes_out()
+    except ValueError as problem:
+        logger.warning("No file of shapes is written: %s", problem)
+        return None
+
+
 def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: Any) -> None:
     """The file that a tuner reads, from the first rank alone. What fails is said, and stops nothing."""
     try:
@@ -198,22 +214,39 @@ def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: An
 
         if get_tp_group().rank_in_group or get_pp_group().rank_in_group:
             return
-        from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes, read_shapes_file
+        from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes
 
+        stages = get_pp_group().world_size
+        delegated = [
+            f"{count} of these layers would not run with --fp8-gemm-backend {BACKEND}: {why}"
+            for why, count in Counter(filter(None, (layer.why_not() for layer in layers))).items()
+        ]
+        not_covered = [*delegated]
+        if stages > 1:
+            not_covered.append(f"layers of other pipeline stages; these are of the first of {stages}")
+        if resized := sglang_layers.why_weights_resized(settings):
+            not_covered.append(f"calls whose weights SGLang resizes: {resized}")
         shapes = Counter(layer.shape for layer in layers)
         experts = Counter(sglang_layers.stacked_experts(runner.model))
-        if getattr(runner, "is_draft_worker", False):  # the model that it drafts for has written its own
-            target = read_shapes_file(file)
+        if getattr(runner, "is_draft_worker", False) and (target := _built.get(file)):
             shapes, experts = Counter(target.layers) + shapes, Counter(target.experts) + experts
-        EngineShapes("sglang", _version(), settings.model_path, settings.tp_size, shapes, experts).write(file)
+            not_covered = list(dict.fromkeys((*target.not_covered, *not_covered)))
+        _built[file] = EngineShapes(
+            "sglang", _version(), settings.model_path, settings.tp_size, shapes, experts, tuple(not_covered)
+        )
+        _built[file].write(file)
     except Exception as problem:
         logger.warning("%s: %s was not written: %s", configurer.SHAPES_OUT, file, first_line(problem))
         return
-    stages = get_pp_group().world_size
     part = f" of the first of {stages} pipeline stages" if stages > 1 else ""
     logger.info("Wrote (N, K) of %d block-FP8 layers%s to %s", shapes.total(), part, file)
-    for why, count in Counter(filter(None, (layer.why_not() for layer in layers))).items():
-        logger.info("%d of these layers would not run with --fp8-gemm-backend %s: %s", count, BACKEND, why)
+    for line in delegated:
+        logger.info("%s", line)
+
+
+# What this process wrote: the model that is served, then with what drafts for it. The file itself is not
+# asked, as another data-parallel replica may write it too.
+_built: dict[Path, EngineShapes] = {}
 
 
 def _resolved(server_args: Any) -> Any:
@@ -239,7 +272,20 @@ def why_device_unfit(index: int) -> str | None:
     """Why the TileLang kernels do not run on CUDA device `index` of this machine, or None."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU"
-    return configurer.why_tilelang_unavailable(device_of(index))
+    try:
+        return configurer.why_tilelang_unavailable(device_of(index))
+    except RuntimeError as error:  # no such device
+        return str(error)
+
+
+def _bad_variables() -> Iterator[str]:
+    """What is wrong with this package's variables. Asked before weights are loaded, which takes minutes."""
+    for name, read in configurer.READERS.items():
+        if name != configurer.SHAPES_OUT:  # costs no start
+            try:
+                read()
+            except ValueError as error:
+                yield str(error)
 
 
 def _stop_if(*problems: str | None) -> None:
@@ -299,7 +345,10 @@ def check() -> tuple[str, bool]:
     findings: list[tuple[str, str | None]] = [(hook.target, _why_not_hookable(hook)) for hook in HOOKS]
     findings.append(("the call of a linear function", _why_linear_unfit()))
     findings.append((f"the plugin {PLUGIN!r}", _why_not_loaded()))
-    findings.append(("the GPU", why_device_unfit(0)))
+    if bad := "; ".join(_bad_variables()):
+        findings.append(("the environment's variables", bad))
+    else:
+        findings.append(("the GPU", why_device_unfit(0)))
     width = max(len(name) for name, _ in findings)
     lines = [f"SGLang {_version()}; tested are {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}"]
     lines += [f"  {name:{width}}  {why or 'fits'}" for name, why in findings]

@@ -134,6 +134,15 @@ def why_weights_move(settings: Any) -> str | None:
     return None
 
 
+def why_weights_resized(settings: Any) -> str | None:
+    """Why some calls of a layer come with another (N, K) than it has, which nothing has prepared; or None."""
+    if getattr(settings, "enable_cp_decode_attn_tp", False) and _number(settings, "attn_cp_size") > 1:
+        return "enable_cp_decode_attn_tp cuts those of attention while it decodes"
+    if getattr(settings, "dcp_replicate_q_proj", False) and _number(settings, "dcp_size") > 1:
+        return "dcp_replicate_q_proj gathers those of q_b_proj, where SGLang can"
+    return None
+
+
 def largest_m(settings: Any) -> int:
     """The most rows that a GEMM of this server gets: a prefill with the decodes that may ride along.
 
