@@ -121,7 +121,7 @@ def test_weights_with_one_scale_are_no_block_fp8_layers(scheduler, group, hopper
     assert told() == [
         (
             "WARNING",
-            "The tilelang backend has nothing to do: ModuleList has no block-quantized FP8 layer",
+            "The tilelang backend has nothing to do: ModuleList has no block-FP8 linear layer",
         )
     ]
     assert not hopper.jobs

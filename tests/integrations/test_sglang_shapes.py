@@ -336,6 +336,18 @@ def test_scales_that_sglang_keeps_to_itself_are_told(engine: Engine, tmp_path: P
     assert ["ue8m0" in clause for clause in built.not_covered] == [True] * heeds_it
 
 
+@pytest.mark.parametrize("said", [{"torch_dtype": "float16"}, {"torch_dtype": "float32"}, {}])
+def test_activations_that_no_kernel_takes_are_told(
+    engine: Engine, tmp_path: Path, said: dict[str, str]
+) -> None:
+    """Where config.json does not say bfloat16, SGLang serves with float16: tuning would be for nothing."""
+    config = {name: value for name, value in QWEN3.items() if name != "torch_dtype"} | said
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": BLOCKS}))
+    built = engine.shapes(tmp_path, "m", 1)
+    [clause] = built.not_covered
+    assert built.layers and "torch.float16 activations" in clause and "--dtype bfloat16" in clause
+
+
 class Weights(torch.nn.Module):
     """Parameters of these names, dtypes and shapes, without memory."""
 

@@ -38,6 +38,10 @@ def main() -> None:
         elif directory.name == "refuses":
             why = f"ValueError: 300 is no multiple of 128 over {question['tp']} ranks."
             answers.write(json.dumps({"step": "built the model", "why": why}) + "\n")
+        elif directory.name == "is_cut_off":
+            answers.write(
+                json.dumps({"step": "built the model", "why": "ValueError: update it with ..."}) + "\n"
+            )
         else:
             environment = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")}
             (directory / "seen.json").write_text(json.dumps({"pid": os.getpid(), **environment}))

@@ -62,6 +62,8 @@ def test_a_refusal_is_told_with_its_step(folder: Callable[[str], Path]) -> None:
             "SGLang does not build Org/Model at tp 4. While it built the model: ValueError: 300 is no "
             "multiple of 128 over 4 ranks. Without --engine the checkpoint is read instead"
         )
+        with pytest.raises(ValueError, match=r"update it with \.\.\. Without --engine the checkpoint"):
+            engine.shapes(folder("is_cut_off"), "Org/Model", 4)
         assert engine.shapes(folder("answers"), "Org/Model", 2).layers, "it goes on after a refusal"
 
 

@@ -179,7 +179,7 @@ def _report(
 ) -> None:
     """layers: as of `preparation.account`. notes: what else holds where a layer is ours."""
     if not layers:
-        logger.warning("The tilelang backend has nothing to do: %s has no block-quantized FP8 layer", model)
+        logger.warning("The tilelang backend has nothing to do: %s has no block-FP8 linear layer", model)
         return
     active = any(why is None for _, why in layers)
     for line in preparation.account(ready, layers, "SGLang", model):

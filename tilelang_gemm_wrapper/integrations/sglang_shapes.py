@@ -86,9 +86,11 @@ def _in_a_fork(directory: Path, tp: int) -> str:
 def _answer(directory: Path, tp: int) -> str:
     step = ["read config.json"]
     try:
-        model, quantization = _build(directory, tp, step)
+        model, quantization, activations = _build(directory, tp, step)
         account = _account(model)
         account["not_covered"] += _about_scales(quantization)
+        if account["layers"]:
+            account["not_covered"] += _about_activations(activations)
         return json.dumps({"engine_version": _version(), **account})
     except (Exception, SystemExit) as error:  # the engine's refusal, whatever its kind
         return _failure(step[-1], error)
@@ -117,8 +119,8 @@ def _version() -> str:
 # ---- building
 
 
-def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, Any]:
-    """The model of rank 0 and its quantization config; appends to `step` what SGLang is at."""
+def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, Any, torch.dtype]:
+    """The model of rank 0, its quantization config and activations; appends to `step` what SGLang is at."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader import loader
@@ -148,7 +150,8 @@ def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, 
     quantization = loader._get_quantization_config(model_config, load_config)
     step.append("built the model")
     with set_default_torch_dtype(model_config.dtype), torch.device("meta"), _MetaForCuda():
-        return loader._initialize_model(model_config, load_config, quantization), quantization
+        model = loader._initialize_model(model_config, load_config, quantization)
+    return model, quantization, model_config.dtype
 
 
 def _publish(arguments: Any) -> None:
@@ -327,6 +330,14 @@ def _unless_fused(what: str, count: int) -> Iterator[str]:
 def _about_scales(quantization: Any) -> Iterator[str]:
     if getattr(quantization, "scale_fmt", None) == "ue8m0":  # releases that do not heed it have no such field
         yield "calls of these layers, which SGLang keeps for its own kernels because scale_fmt is ue8m0"
+
+
+def _about_activations(dtype: torch.dtype) -> Iterator[str]:
+    if dtype is not torch.bfloat16:  # SGLang's choice where config.json says float32, or nothing, is float16
+        yield (
+            f"calls of these layers, which SGLang keeps for its own kernels because it takes {dtype} "
+            "activations of this model; serve it with --dtype bfloat16"
+        )
 
 
 if __name__ == "__main__":

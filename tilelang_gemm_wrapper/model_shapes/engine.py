@@ -73,9 +73,10 @@ class Engine:
         except _NoAnswer as failure:
             answer = {"step": "was asked", "why": str(failure)}
         if "why" in answer:
+            why = answer["why"]  # may end with a full stop, or with the dots of what was cut off
             raise ValueError(
                 f"{self._known.title} does not build {model} at tp {tp}. While it {answer['step']}: "
-                f"{answer['why'].rstrip('.')}. Without --engine the checkpoint is read instead"
+                f"{why}{'' if why.endswith('.') else '.'} Without --engine the checkpoint is read instead"
             )
         return EngineShapes(
             engine=self.name,
