@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from tilelang_gemm_wrapper.core.arguments import size_of
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device, cpu_device, device_of, known_device, why_no_cuda
 from tilelang_gemm_wrapper.core.dispatch import build_table, why_shape_unfit
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
 from tilelang_gemm_wrapper.core.progress import progress_bar
 
@@ -206,7 +207,14 @@ def warm_up(
     if backends_named:
         with compile_cache.alone("backends"):  # the ranks of an engine share their caches too
             for gemm, position in backends_named:
-                _warm_backend(gemm, position, m_max, index)
+                try:
+                    _warm_backend(gemm, position, m_max, index)
+                except Exception as problem:  # any compiler failure
+                    if fallbacks:
+                        raise
+                    choice = gemm.choices[position]
+                    why = f"{choice.kernel} did not compile ({first_line(problem)})"
+                    gemm.choices[position] = replace(choice, source="fallback", cause=why)
     failed = {job for (gemm, position), job in job_of.items() if gemm.choices[position].config is None}
     return Warmup(
         missing=len(missing),

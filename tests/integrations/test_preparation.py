@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 
@@ -9,6 +10,7 @@ import pytest
 
 from tilelang_gemm_wrapper import backends, entrypoint
 from tilelang_gemm_wrapper.core import dispatch, wrapper
+from tilelang_gemm_wrapper.core.config_file import config_file_name
 from tilelang_gemm_wrapper.core.dispatch import fallback_choice
 from tilelang_gemm_wrapper.integrations import preparation
 from tilelang_gemm_wrapper.ops import quant
@@ -69,6 +71,26 @@ def test_a_table_that_needs_a_stand_in_for_some_m_is_refused_whole(hopper, monke
     real = preparation.build_table
     monkeypatch.setattr(preparation, "build_table", patched)
     assert prepare(TUNED).refused == {TUNED: "deep_gemm is not installed"} and not hopper.jobs
+
+
+def test_a_backend_of_a_tuned_file_that_does_not_compile_is_refused_too(hopper, monkeypatch, tmp_path):
+    """It costs its shape, not the server."""
+    file = config_file_name(*TUNED, "NVIDIA_H100_80GB_HBM3")
+    (tmp_path / file).write_text(json.dumps({"8192": {"kernel_type": "deep_gemm"}}))
+    monkeypatch.setenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", str(tmp_path))
+
+    def fail(*_):
+        raise OSError("no nvcc")
+
+    deep_gemm = backends.backend("deep_gemm")
+    for name, stand_in in (("why_unavailable", lambda _: None), ("warmup", fail)):
+        monkeypatch.setattr(deep_gemm, name, stand_in)
+    ready = prepare(TUNED, UNTUNED)
+    assert ready.refused == {TUNED: "deep_gemm did not compile (OSError: no nvcc)"}
+    assert set(ready.selection) == set(ready.sources) == {UNTUNED}
+    wrapper.forget()
+    with pytest.raises(OSError, match="no nvcc"):  # whoever calls the package himself has no other GEMM
+        entrypoint.warmup([TUNED], 4160, 0, progress=False)
 
 
 def test_without_its_quantizer_no_shape_is_ours(hopper, monkeypatch):
