@@ -146,6 +146,20 @@ def test_a_changed_sglang_serves_with_another_backend(model):
     assert processes.in_scheduler(processes.without_load_model, other) is None
 
 
+def test_an_sglang_that_keeps_its_settings_elsewhere_serves_with_another_backend(
+    scheduler, monkeypatch, caplog
+):
+    """The hooks run in every server, with or without this backend."""
+    monkeypatch.setattr(plugin, "_published", lambda: None)
+    elsewhere, called = SimpleNamespace(), []
+    plugin._check_server_args(elsewhere)
+    assert plugin._initialize_fp8_gemm_config(lambda *args: called.append(args), elsewhere) is None
+    assert plugin._initialize_fp8_gemm_config(lambda *args: called.append(args)) is None
+    assert called == [(elsewhere,), ()]
+    plugin._load_model(None, SimpleNamespace())
+    assert not caplog.records
+
+
 def test_linears_of_other_parameters_stop(scheduler, monkeypatch):
     from sglang.srt.layers.quantization import fp8_utils
 

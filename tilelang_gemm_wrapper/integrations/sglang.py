@@ -97,7 +97,7 @@ def register() -> None:
 def _check_server_args(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """In the launcher, before any process is started: say what is wrong while one message is all there is."""
     settings = _resolved(server_args)
-    if settings.fp8_gemm_runner_backend == BACKEND:
+    if _asked_for(settings):
         _stop_if(*_bad_variables())  # the other questions read them
         device = getattr(settings, "device", None)
         first = getattr(settings, "base_gpu_id", None) or 0
@@ -111,10 +111,7 @@ def _check_server_args(server_args: Any, *args: Any, **kwargs: Any) -> None:
 
 def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """SGLang's enum of backends refuses ours: leave it at "auto", whose choice we take over from later."""
-    server_args = args[0] if args else kwargs.get("server_args")
-    if server_args is None:  # from 0.5.19 on
-        server_args = import_module("sglang.srt.runtime_context").get_server_args()
-    if _resolved(server_args).fp8_gemm_runner_backend != BACKEND:
+    if not _asked_for(_resolved(args[0] if args else kwargs.get("server_args") or _published())):
         return original(*args, **kwargs)
     _stop_if(*_bad_variables(), *map(_why_not_hooked, HOOKS), _why_linear_unfit())
     fp8_utils: Any = import_module(_FP8_UTILS)
@@ -123,8 +120,8 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
 
 def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
     """After the weights are there, on every rank: get ready for its layers, and take them over."""
-    settings = _resolved(runner.server_args)
-    serves, file = settings.fp8_gemm_runner_backend == BACKEND, _shapes_file()
+    settings = _resolved(getattr(runner, "server_args", None))
+    serves, file = _asked_for(settings), _shapes_file()
     if not serves and file is None:
         return
     layers = list(
@@ -249,8 +246,27 @@ def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: An
 _built: dict[Path, EngineShapes] = {}
 
 
+# The hooks run in every server where this package is installed. One that did not ask for it must not notice,
+# also where a newer SGLang keeps its settings elsewhere; one that did is stopped by SGLang, which has no such
+# backend of its own.
+
+
+def _asked_for(settings: Any) -> bool:
+    return getattr(settings, "fp8_gemm_runner_backend", None) == BACKEND
+
+
+def _published() -> Any:
+    """The arguments of this process, which `initialize_fp8_gemm_config` is not given from 0.5.19 on."""
+    try:
+        return import_module("sglang.srt.runtime_context").get_server_args()
+    except (ImportError, AttributeError):
+        return None
+
+
 def _resolved(server_args: Any) -> Any:
     """From 0.5.19 on the record keeps what the user said, and a view what SGLang made of it."""
+    if server_args is None:
+        return None
     try:
         from sglang.srt.arg_groups.overrides import resolving_view
     except ImportError:
