@@ -60,6 +60,16 @@ def test_sglang_check():
     assert done.stdout.splitlines()[-1] == "--fp8-gemm-backend tilelang will not run here"
 
 
+def test_an_sglang_without_plugins_is_told(scheduler, monkeypatch):
+    """All the functions that we hook were there before plugins were."""
+    find_spec = plugin.util.find_spec
+    monkeypatch.setattr(
+        plugin.util, "find_spec", lambda name: None if name == "sglang.srt.plugins" else find_spec(name)
+    )
+    account, runs = plugin.check()
+    assert not runs and "loads no plugins: take 0.5.11 or newer" in account
+
+
 def launched(monkeypatch, **settings):
     """What the hook on the launcher's check says of a server with these settings."""
     given = SimpleNamespace(fp8_gemm_runner_backend="tilelang", device="cuda", **settings)

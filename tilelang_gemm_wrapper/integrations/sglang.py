@@ -375,6 +375,8 @@ def check() -> tuple[str, bool]:
 
 def _why_not_loaded() -> str | None:
     """Why SGLang would not load the plugin."""
+    if util.find_spec(PLUGIN_GROUP) is None:  # SGLang's module has the name of the group
+        return f"SGLang {_version()} loads no plugins: take {TESTED_VERSIONS[0]} or newer"
     if PLUGIN not in {entry.name for entry in metadata.entry_points(group=PLUGIN_GROUP)}:
         return f"no entry point in {PLUGIN_GROUP}: reinstall tilelang-gemm-wrapper"
     allowed = os.environ.get("SGLANG_PLUGINS", "")
