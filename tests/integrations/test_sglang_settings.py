@@ -250,6 +250,13 @@ def test_a_name_that_stands_for_no_file_stops_nothing(scheduler, group, hopper, 
     assert "is active on" in account
 
 
+def test_a_model_that_cannot_be_read_is_one_warning(servers, group, told, monkeypatch, tmp_path, shapes_file):
+    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", str(tmp_path / "shapes.json"))
+    load(servers["triton"], model=SimpleNamespace())
+    [(level, line)] = told()
+    assert level == "WARNING" and "shapes.json was not written: AttributeError" in line
+
+
 def test_without_the_variable_nothing_is_written(scheduler, group, hopper, monkeypatch, shapes_file):
     monkeypatch.delenv("TILELANG_GEMM_SHAPES_OUT", raising=False)
     load(scheduler, layer())

@@ -122,16 +122,16 @@ def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
     """After the weights are there, on every rank: get ready for its layers, and take them over."""
     settings = _resolved(getattr(runner, "server_args", None))
     serves, file = _asked_for(settings), _shapes_file()
-    if not serves and file is None:
-        return
-    layers = list(
-        sglang_layers.block_fp8_layers(runner.model, getattr(runner, "dtype", None) or torch.bfloat16)
-    )
     if file is not None:
-        _write_shapes(file, layers, settings, runner)
+        _write_shapes(file, settings, runner)
     if serves:
         _stop_if(why_device_unfit(runner.gpu_id))
-        _serve(layers, settings, runner)
+        _serve(_layers(runner), settings, runner)
+
+
+def _layers(runner: Any) -> list[Layer]:
+    dtype = getattr(runner, "dtype", None) or torch.bfloat16
+    return list(sglang_layers.block_fp8_layers(runner.model, dtype))
 
 
 def _serve(layers: Sequence[Layer], settings: Any, runner: Any) -> None:
@@ -204,7 +204,7 @@ def _shapes_file() -> Path | None:
         return None
 
 
-def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: Any) -> None:
+def _write_shapes(file: Path, settings: Any, runner: Any) -> None:
     """The file that a tuner reads, from the first rank alone. What fails is said, and stops nothing."""
     try:
         from sglang.srt.distributed.parallel_state import get_pp_group, get_tp_group
@@ -213,7 +213,7 @@ def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: An
             return
         from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes
 
-        stages = get_pp_group().world_size
+        layers, stages = _layers(runner), get_pp_group().world_size
         delegated = [
             f"{count} of these layers would not run with --fp8-gemm-backend {BACKEND}: {why}"
             for why, count in Counter(filter(None, (layer.why_not() for layer in layers))).items()
