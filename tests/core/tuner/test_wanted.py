@@ -130,6 +130,17 @@ def test_an_engines_refusal_ends_in_one_line(
     assert re.search(complaint, line)
 
 
+def test_what_an_engine_says_of_its_shapes_is_told_before_hours_of_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clause = "4 of these layers would not run with --fp8-gemm-backend tilelang: the activations are float16"
+    EngineShapes("e", "v", "m", 1, {(128, 128): 4}, not_covered=(clause,)).write(tmp_path / "a.json")
+    monkeypatch.setattr(command, "_check_place", lambda options: None)
+    monkeypatch.setattr(command, "_tune", lambda options, what: len(what.shapes))
+    assert command.main(["--shapes-from", str(tmp_path / "a.json")]) == 1
+    assert capsys.readouterr().err == f"m: not covered: {clause}\n"
+
+
 def test_nothing_is_tuned_where_no_shape_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     EngineShapes("e", "v", "m", 1, {(100, 128): 1}).write(tmp_path / "a.json")
     assert command.main(["--shapes-from", str(tmp_path / "a.json")]) == 2

@@ -129,7 +129,7 @@ def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         print(what.listing)
         return DONE
     _check_place(options)
-    for line in what.left_out:
+    for line in (*what.left_out, *what.notes):  # such as that no call of these layers runs a tuned kernel
         print(line, file=sys.stderr)
     return _tune(options, what)
 

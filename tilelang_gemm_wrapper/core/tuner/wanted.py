@@ -24,6 +24,7 @@ class Wanted(NamedTuple):
     listing: str  # the text of --list-shapes
     left_out: tuple[str, ...]  # a line for each shape that no kernel takes, with the reason
     name: str  # of the result files
+    notes: tuple[str, ...]  # a line for each thing that an engine says of its shapes
 
 
 class _Source(NamedTuple):
@@ -32,6 +33,7 @@ class _Source(NamedTuple):
     shapes: Iterable[Shape]
     text: str
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def wanted(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Wanted:
@@ -56,6 +58,7 @@ def wanted(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Want
         "\n\n".join(texts),
         left_out,
         "_".join(source.name for source in sources)[:_LONGEST_NAME],
+        tuple(note for source in sources for note in source.notes),
     )
 
 
@@ -99,7 +102,8 @@ def _name(model: str, tp: int) -> str:
 
 
 def _built(built: EngineShapes, origin: str) -> _Source:
-    return _Source(built.layers, _listing(built, origin), _name(built.model, built.tp))
+    notes = tuple(f"{built.model}: not covered: {clause}" for clause in built.not_covered)
+    return _Source(built.layers, _listing(built, origin), _name(built.model, built.tp), notes)
 
 
 def _listing(built: EngineShapes, origin: str) -> str:
