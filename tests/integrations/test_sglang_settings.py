@@ -250,6 +250,17 @@ def test_a_name_that_stands_for_no_file_stops_nothing(scheduler, group, hopper, 
     assert "is active on" in account
 
 
+def test_fp8_weights_of_another_kind_are_told(servers, group, monkeypatch, tmp_path, shapes_file):
+    """Else a tuner that is given the file would say that the model has none."""
+    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", str(tmp_path / "shapes.json"))
+    other = torch.nn.Linear(K, N, bias=False).requires_grad_(False)  # as with a scale a channel
+    other.weight.data = other.weight.data.to(torch.float8_e4m3fn)
+    load(servers["triton"], layer(), other, torch.nn.Linear(8, 8))
+    [written] = shapes_file.values()
+    assert written.layers == {(N, K): 1}
+    assert written.not_covered == ("FP8 weights that SGLang multiplies with no block-FP8 linear: 1",)
+
+
 def test_a_model_that_cannot_be_read_is_one_warning(servers, group, told, monkeypatch, tmp_path, shapes_file):
     monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", str(tmp_path / "shapes.json"))
     load(servers["triton"], model=SimpleNamespace())

@@ -219,6 +219,8 @@ def _write_shapes(file: Path, settings: Any, runner: Any) -> None:
             for why, count in Counter(filter(None, (layer.why_not() for layer in layers))).items()
         ]
         not_covered = [*delegated]
+        if others := sglang_layers.other_fp8_weights(runner.model, layers):
+            not_covered.append(f"FP8 weights that SGLang multiplies with no block-FP8 linear: {others}")
         if stages > 1:
             not_covered.append(f"layers of other pipeline stages; these are of the first of {stages}")
         if resized := sglang_layers.why_weights_resized(settings):

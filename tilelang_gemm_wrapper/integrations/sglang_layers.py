@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,19 @@ def _block_size(holder: Any) -> list[int] | None:
     """None of weights with one scale a tensor or channel, whose holders may have a linear all the same."""
     own = getattr(holder, "weight_block_size", None)
     return own or getattr(getattr(holder, "quant_config", None), "weight_block_size", None)
+
+
+def other_fp8_weights(model: torch.nn.Module, layers: Iterable[Layer]) -> int:
+    """How many FP8 weights of linear layers are of none of `layers`."""
+    known = {id(layer.weight) for layer in layers}
+    weights = (getattr(module, "weight", None) for module in model.modules())
+    return sum(
+        isinstance(weight, torch.Tensor)
+        and weight.dtype is torch.float8_e4m3fn
+        and weight.dim() == 2
+        and id(weight) not in known
+        for weight in weights
+    )
 
 
 def stacked_experts(model: torch.nn.Module) -> Mapping[tuple[int, int, int], int]:
