@@ -247,3 +247,22 @@ def test_a_tool_that_is_missing_or_fails_gives_none() -> None:
     assert doctor._output("no-such-tool-here") is None
     assert doctor._output(sys.executable, "-c", "print('half'); raise SystemExit(3)") is None
     assert doctor._output(sys.executable, "-c", "print('whole')") == "whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("file", "is there and CANNOT be used (Not a directory)"), ("x" * 300, "CANNOT be reached (File name")],
+)
+def test_what_cannot_be_a_cache_is_told_as_it_is(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path / name))
+    assert doctor._cache().startswith(f"  {tmp_path / name}: {said}")
+
+
+def test_a_cache_in_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", "~no such user/kernels")
+    said = doctor._cache()
+    assert said.startswith("  TILELANG_GEMM_CACHE_DIR='~no such user/kernels': expected a path without ~")
+    assert "compiles what is not there anew" in said

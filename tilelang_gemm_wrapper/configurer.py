@@ -35,7 +35,7 @@ _FALSE = ("0", "false", "no", "off")
 def config_directories() -> tuple[Path, ...]:
     """Where tuned files are looked for, in order: SGLANG_TILELANG_GEMM_CONFIG_DIR (several, separated by the
     path separator), then the files shipped with the package. They need not exist."""
-    named = [Path(part).expanduser() for part in _value(CONFIG_DIR).split(os.pathsep) if part.strip()]
+    named = [_path(CONFIG_DIR, part) for part in _value(CONFIG_DIR).split(os.pathsep) if part.strip()]
     return tuple(dict.fromkeys((*named, shipped_config_directory())))
 
 
@@ -67,13 +67,13 @@ def static_weights(default: bool = False) -> bool:
 def shapes_out() -> Path | None:
     """TILELANG_GEMM_SHAPES_OUT, the file into which an engine's plugin writes what its layers really are."""
     value = _value(SHAPES_OUT)
-    return Path(value).expanduser() if value else None
+    return _path(SHAPES_OUT, value) if value else None
 
 
 def cache_directory() -> Path | None:
     """TILELANG_GEMM_CACHE_DIR, where compiled kernels are kept; None leaves it to TileLang's own setting."""
     value = _value(CACHE_DIR)
-    return Path(value).expanduser() if value else None
+    return _path(CACHE_DIR, value) if value else None
 
 
 def compile_workers() -> int:
@@ -189,6 +189,13 @@ def _switch(variable: str, *, default: bool) -> bool:
 
 def _value(variable: str) -> str:
     return os.environ.get(variable, "").strip()
+
+
+def _path(variable: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise _bad_value(variable, "a path without ~, as that home directory is not known") from None
 
 
 def _bad_value(variable: str, expected: str) -> ValueError:

@@ -211,17 +211,30 @@ def _cache() -> str:
     try:
         directory = kernel_cache.wanted_directory()
     except RuntimeError:
-        return f"  there is no home directory to keep kernels in: {_without_a_cache()}"
+        return f"  {kernel_cache.NO_HOME} to keep kernels in: {_without_a_cache()}"
+    except ValueError as error:
+        return f"  {error}: {_without_a_cache()}"
     why = kernel_cache.why_unwritable(directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         if why:
-            return f"  {directory}: does not exist and CANNOT be created ({why}): {_without_a_cache()}"
+            return f"  {directory}: {_absence(directory)} ({why}): {_without_a_cache()}"
         return f"  {directory}: does not exist yet and can be created"
     count, size = _contents(directory)
     has = f"{count} files, {size / 2**20:.1f} MiB"
     if why:
         return f"  {directory}: NOT WRITABLE ({why}), {has}: {_without_a_cache()}"
     return f"  {directory}: writable, {has}"
+
+
+def _absence(directory: Path) -> str:
+    """What is wrong with a cache that is none and cannot be made."""
+    try:
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist and CANNOT be created"
+    except OSError:
+        return "CANNOT be reached"
+    return "is there and CANNOT be used"
 
 
 def _without_a_cache() -> str:

@@ -211,6 +211,16 @@ def test_a_file_that_cannot_be_written_is_one_warning(
     assert "is active on" in account
 
 
+def test_a_file_in_a_home_that_is_not_known_is_one_warning(
+    scheduler, group, hopper, told, monkeypatch, shapes_file
+):
+    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", "~no such user/shapes.json")
+    load(scheduler, layer())
+    (level, line), (_, account) = told()
+    assert level == "WARNING" and "TILELANG_GEMM_SHAPES_OUT='~no such user/shapes.json'" in line
+    assert "is active on" in account and not shapes_file
+
+
 def test_without_the_variable_nothing_is_written(scheduler, group, hopper, monkeypatch, shapes_file):
     monkeypatch.delenv("TILELANG_GEMM_SHAPES_OUT", raising=False)
     load(scheduler, layer())

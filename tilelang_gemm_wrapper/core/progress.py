@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-class _Forgiving:
+class Forgiving:
     """A stream whose failures to write go unnoticed."""
 
     def __init__(self, stream: Any) -> None:
@@ -31,7 +31,7 @@ class _Forgiving:
 @contextmanager
 def progress_bar(description: str, unit: str, show: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Gives what is to be called with how many are done, and of how many."""
-    stream = _Forgiving(sys.stderr)
+    stream = Forgiving(sys.stderr)
     with tqdm(
         total=0, unit=unit, desc=description, file=stream, disable=not show or sys.stderr is None
     ) as bar:

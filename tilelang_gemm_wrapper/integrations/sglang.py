@@ -118,7 +118,7 @@ def _initialize_fp8_gemm_config(original: Callable[..., None], *args: Any, **kwa
 def _load_model(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
     """After the weights are there, on every rank: get ready for its layers, and take them over."""
     settings = _resolved(runner.server_args)
-    serves, file = settings.fp8_gemm_runner_backend == BACKEND, configurer.shapes_out()
+    serves, file = settings.fp8_gemm_runner_backend == BACKEND, _shapes_out()
     if not serves and file is None:
         return
     layers = list(
@@ -189,6 +189,14 @@ def _agreed(ready: preparation.Preparation, group: Any) -> preparation.Preparati
     except RuntimeError as difference:
         _stop_if(str(difference))
         raise
+
+
+def _shapes_out() -> Path | None:
+    try:
+        return configurer.shapes_out()
+    except ValueError as problem:  # no reason to serve nothing
+        logger.warning("no shapes are written: %s", problem)
+        return None
 
 
 def _write_shapes(file: Path, layers: Sequence[Layer], settings: Any, runner: Any) -> None:
