@@ -266,3 +266,21 @@ def test_a_cache_in_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) ->
     said = doctor._cache()
     assert said.startswith("  TILELANG_GEMM_CACHE_DIR='~no such user/kernels': expected a path without ~")
     assert "compiles what is not there anew" in said
+
+
+def test_a_cache_that_tilelang_does_not_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", "yes")
+    assert doctor._cache().startswith("  TILELANG_DISABLE_CACHE='yes' is set: no kernel is kept")
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", "0")
+    assert "no kernel is kept" not in doctor._cache()
+
+
+def test_a_temporary_directory_that_compilers_cannot_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert f"{tmp_path / 'missing'} cannot be written (No such file or directory); set TMPDIR" in (
+        doctor._compilers()
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert "temporary" not in doctor._compilers()

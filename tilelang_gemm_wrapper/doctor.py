@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tilelang_gemm_wrapper import __version__, configurer
 from tilelang_gemm_wrapper.config_reports import columns, files_in, why_unreadable
-from tilelang_gemm_wrapper.core import kernel_cache
+from tilelang_gemm_wrapper.core import kernel_cache, temporary_directory
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, cpu_device, device_of
 
@@ -176,7 +176,9 @@ def _compilers() -> str:
     second = (
         ("C++", "found", host) if host else ("C++", "not found", "nvcc needs a host compiler: install g++")
     )
-    return columns((first, second))
+    why = temporary_directory.why_unfit_for_compilers()
+    third = ("temporary files", "cannot be used", f"{why}; set TMPDIR to another directory")
+    return columns((first, second) if why is None else (first, second, third))
 
 
 def _backends(device: Device) -> str:
@@ -208,6 +210,9 @@ def _config_directories(device: Device) -> str:
 
 
 def _cache() -> str:
+    why = kernel_cache.why_not_kept()
+    if why is not None:
+        return f"  {why}: no kernel is kept, and every process compiles its own; unset it"
     try:
         directory = kernel_cache.wanted_directory()
     except RuntimeError:

@@ -371,3 +371,17 @@ def test_an_output_that_takes_no_file_is_told_before_anything_is_measured(
     assert status == 2 and not cells
     (line,) = capsys.readouterr().err.splitlines()
     assert "give " in line and str(tmp_path / output) in line
+
+
+def test_resume_starts_from_an_empty_file(measured):
+    measured.path.touch()
+    status, _, rows = measured("--m", "1", "--providers", "triton", "--resume")
+    assert status == 0 and [row.M for row in rows] == [1]
+
+
+def test_resume_goes_on_behind_a_line_without_an_end(measured):
+    """As some editors leave it."""
+    write_rows(measured.path, [old_row("triton", 512)], Row)
+    measured.path.write_text(measured.path.read_text().rstrip())
+    _, _, rows = measured("--m", "1", "--providers", "triton", "--resume")
+    assert [row.M for row in rows] == [512, 1]

@@ -429,3 +429,20 @@ def test_workers_take_a_name_as_it_is(monkeypatch, tmp_path):
     monkeypatch.delenv(configurer.CACHE_DIR)
     monkeypatch.setenv("TILELANG_CACHE_DIR", "~/kernels")
     assert compile_cache.worker_environment()[configurer.CACHE_DIR] == str(tmp_path / "~" / "kernels")
+
+
+@pytest.mark.parametrize("value", ["1", "ON"])
+def test_where_tilelang_keeps_nothing_nothing_is_noted(worker, cache, monkeypatch, caplog, value):
+    """Else the next process would take its kernels for compiled, and find none."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_cache, "tilelang_module", lambda: None)
+        patch.setattr(kernel_registry, "build", lambda N, *_: N)
+        patch.setattr(compile_cache, "compile_primfunc", lambda N, *_: f"kernel {N}")
+        patch.setenv("TILELANG_DISABLE_CACHE", value)
+        assert compile_cache.compile_kernel(job(16)) == "kernel 16"
+        assert compile_many([job(32)]) == [] and not compiled(cache)
+        assert f"TILELANG_DISABLE_CACHE='{value}' is set: no kernel is kept" in caplog.text
+    assert not compile_cache.is_compiled(job(16))
+    compile_cache._note(compile_cache._marker(job(16)))
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", value)
+    assert not compile_cache.is_compiled(job(16)), "it is not looked for"

@@ -183,7 +183,7 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     stem = options.shapes or f"N{options.N}_K{options.K}"
     path = options.output or options.results_dir / device.name / f"gemm_{stem}.csv"
     _check_output(path)
-    results = CellFile(path, read_rows(path, Row) if options.resume and path.exists() else ())
+    results = CellFile(path, read_rows(path, Row) if options.resume and _has_content(path) else ())
     todo = _todo(shapes, options.m, options.providers, results.rows)
     if options.compile_workers:
         needed = {name for by_m in todo.values() for names in by_m.values() for name in names}
@@ -216,6 +216,10 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
         print(f"{path} lacks what is printed above: {unwritten}", file=sys.stderr)
         status = 1
     return status
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _check_output(path: Path) -> None:

@@ -89,7 +89,8 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
         raise TimeoutError(_timed_out[job])
     function = kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count)
     launcher = compile_primfunc(function, job.arch, kernel_registry.pass_configs(job.arch))
-    _note(_marker(job))
+    if kernel_cache.why_not_kept() is None:
+        _note(_marker(job))
     return launcher
 
 
@@ -154,7 +155,8 @@ _timed_out: dict[CompileJob, str] = {}  # not compiled again in this process, wh
 
 def is_compiled(job: CompileJob) -> bool:
     """Whether an earlier process has put this very kernel into the cache."""
-    return os.path.exists(_marker(job))  # unlike Path.exists never raises
+    # Unlike Path.exists never raises.
+    return kernel_cache.why_not_kept() is None and os.path.exists(_marker(job))
 
 
 class CompileWorker:
@@ -203,6 +205,9 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
     """
     missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
     if not missing:
+        return []
+    if why := kernel_cache.why_not_kept():
+        logger.warning("%s: no kernel is kept, and each process compiles its own, one after the other", why)
         return []
     with alone("compile"):
         missing = [job for job in missing if not is_compiled(job)]

@@ -28,6 +28,7 @@ NOTES = f"{OWN_FOLDERS}compiled"  # the folder of what is noted of kernels
 REMEDY = f"set {configurer.CACHE_DIR} to a directory that can be written and is kept"
 _KERNEL = re.compile(r"[0-9a-f]{64}")  # TileLang's folders that hold one kernel each, whole
 _UNFINISHED = (".staging", "tmp")  # TileLang's folders of what is being written
+_DISABLE = "TILELANG_DISABLE_CACHE"
 NO_HOME = "there is no home directory"
 _PROBE = bytes(1 << 20)  # about a kernel: less may still fit on a disk that is full
 
@@ -57,6 +58,12 @@ def cache_directory() -> Path:
         if wanted not in _in_use:
             _in_use[wanted] = _usable(wanted, why)
         return _in_use[wanted]
+
+
+def why_not_kept() -> str | None:
+    """What keeps TileLang from writing and reading any cache, or None."""
+    value = os.environ.get(_DISABLE, "")
+    return f"{_DISABLE}={value!r} is set" if value.lower() in ("1", "true", "yes", "on") else None
 
 
 def known_directory() -> Path | None:

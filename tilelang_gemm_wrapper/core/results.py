@@ -198,7 +198,7 @@ def _text(value: Any) -> Any:
 
 def _value(text: str | None, kind: str) -> Any:
     if text is None:
-        raise ValueError("the line is cut short")
+        raise ValueError("the line is cut short; remove it")
     if kind == "str":
         return text
     if not text and "None" in kind:

@@ -53,11 +53,10 @@ def shared_directory(purpose: str) -> Path:
 def moved_from_unfit(last_resort: Path) -> bool:
     """Have this process and its children use another temporary directory, if compilers cannot use theirs.
 
-    nvcc takes TMPDIR unseen, and TileLang loads from there what it has linked. `last_resort`: tried where the
+    nvcc takes TMPDIR as it is, and TileLang loads from there what it has linked. `last_resort`: tried where the
     usual places are unfit too. False where the directory is fit, or no other is.
     """
-    nvccs, pythons = os.environ.get("TMPDIR") or "/tmp", _pythons()
-    why = _why_unfit(nvccs) or _why_unfit(pythons)
+    why = why_unfit_for_compilers()
     if why is None:
         return False
     place = next((place for place in ("/tmp", "/var/tmp", str(last_resort)) if not _why_unfit(place)), None)
@@ -67,6 +66,11 @@ def moved_from_unfit(last_resort: Path) -> bool:
     logger.warning("%s, so compilers cannot use it: TMPDIR is %s from now on", why, place)
     os.environ["TMPDIR"] = tempfile.tempdir = place
     return True
+
+
+def why_unfit_for_compilers() -> str | None:
+    """Why the directory that nvcc takes, or that Python takes, is of no use to them, or None."""
+    return _why_unfit(os.environ.get("TMPDIR") or "/tmp") or _why_unfit(_pythons())
 
 
 def _pythons() -> str:
