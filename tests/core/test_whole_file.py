@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -42,9 +43,12 @@ def test_a_link_stays_one(tmp_path, target):
     assert link.is_symlink() and (tmp_path / target).read_text() == "new"
 
 
-def test_a_mounted_file_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [errno.EBUSY, errno.ENOSYS, errno.EPERM])
+def test_a_file_that_cannot_be_renamed_to_is_written(tmp_path, monkeypatch, error):
+    """A mount of this one file; a store of objects mounted as a file system; another user's in /tmp."""
+
     def busy(*_):
-        raise OSError(errno.EBUSY, "Device or resource busy")
+        raise OSError(error, os.strerror(error))
 
     path = tmp_path / "file"
     path.write_text("older and longer")
@@ -93,3 +97,48 @@ def test_what_does_not_fit_is_not_appended_in_part(tmp_path):
 def test_a_device_is_appended_to():
     with open(os.devnull, "ab", buffering=0) as file:
         append(file, b"line\n")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_that_takes_no_other_file(tmp_path, monkeypatch, is_there):
+    """As a file that is mounted into a container's own folders."""
+    path, path_open = tmp_path / "file", Path.open
+
+    def refuse(self, *arguments, **options):
+        if self != path or not is_there:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return path_open(self, *arguments, **options)
+
+    if is_there:
+        path.write_text("older and longer")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        if is_there:
+            write(path)
+        else:
+            with pytest.raises(PermissionError):
+                write(path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["new"] * is_there
+
+
+def test_a_full_disk_leaves_the_old(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    path.write_text("old")
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(os, call, full)
+            write(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_without_sync(tmp_path, monkeypatch, error):
+    def refused(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    write(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "new"

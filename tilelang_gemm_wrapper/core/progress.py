@@ -11,18 +11,20 @@ from tqdm import tqdm
 
 
 class Forgiving:
-    """A stream whose failures to write go unnoticed."""
+    """A stream whose failures to write go unnoticed; None is one that takes nothing."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
         with suppress(OSError, ValueError):
-            self._stream.write(text)
+            if self._stream is not None:
+                self._stream.write(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

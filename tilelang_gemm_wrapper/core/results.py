@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from .environment import Environment
-from .whole_file import append, replacing
+from .whole_file import append, replacing, sync
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -124,8 +123,7 @@ def append_rows(path: Path, rows: Sequence[DataclassInstance]) -> None:
     _write(text, rows)
     with path.open("ab", buffering=0) as file:
         append(file, text.getvalue().encode())
-        if path.is_file():  # a device has no disk
-            os.fsync(file.fileno())
+        sync(file)
 
 
 class CellFile:

@@ -53,8 +53,8 @@ def shared_directory(purpose: str) -> Path:
 def moved_from_unfit(last_resort: Path) -> bool:
     """Have this process and its children use another temporary directory, if compilers cannot use theirs.
 
-    nvcc takes TMPDIR as it is, and TileLang loads from there what it has linked. `last_resort`: tried where the
-    usual places are unfit too. False where the directory is fit, or no other is.
+    nvcc takes TMPDIR as it is, and TileLang loads from there what it has linked. `last_resort`: tried where
+    the usual places are unfit too. False where the directory is fit, or no other is.
     """
     why = why_unfit_for_compilers()
     if why is None:
