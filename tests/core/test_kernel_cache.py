@@ -214,6 +214,23 @@ def test_another_library_keeps_its_kernels_in_ours_where_it_cannot_write(tmp_pat
     assert warnings(caplog) == []  # nothing is lost
 
 
+def test_another_library_does_not_load_from_where_nothing_may_be_loaded(tmp_path, fresh, monkeypatch):
+    """Triton loads its launchers from its cache; a home may be mounted noexec, with both caches in it."""
+    from tilelang_gemm_wrapper.core import temporary_directory
+
+    for name in ("theirs", "ours"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path / "ours"))
+    noexec = {tmp_path / "theirs"}
+    monkeypatch.setattr(temporary_directory, "is_noexec", lambda place: Path(place) in noexec)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "theirs" / "not there yet"))
+    kernel_cache.lend_to_triton()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == tmp_path / "ours"
+    noexec.add(tmp_path / "ours")
+    kernel_cache.lend_to_triton()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == fresh
+
+
 PROCESS = """
 import sys
 from tilelang_gemm_wrapper.core import kernel_cache

@@ -259,9 +259,16 @@ def _todo(
 
 
 def _print_report(path: Path, rows: Sequence[Row]) -> None:
-    if rows:
-        print(report.cell_table(rows))
-        print(report.band_table(rows))
-        print(report.versus_table(rows))
-    written = report.write_report(path, rows)
+    """Write the report and print its tables, each even where the other cannot be. Raises OSError for it."""
+    written: tuple[Path, ...] = ()
+    failure: OSError | None = None
+    try:
+        written = report.write_report(path, rows)
+    except OSError as error:
+        failure = error
+    print(report.cell_table(rows))
+    print(report.band_table(rows))
+    print(report.versus_table(rows))
+    if failure is not None:
+        raise failure
     print("\n".join(f"written: {place}" for place in (path, *written)))

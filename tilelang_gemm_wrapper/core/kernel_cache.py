@@ -73,20 +73,30 @@ def known_directory() -> Path | None:
 
 
 def lend_to(variable: str, usual: str) -> None:
-    """Have another library keep its kernels in our directory, where it cannot write into its own.
+    """Have another library keep its kernels in our directory, where its own cannot be written or loaded from.
 
     variable: of the environment, names the library's directory; `usual` is that where it is not set. Called
     before the library compiles. Without this its first kernel would cost the call.
     """
     try:
         directory = Path(os.environ.get(variable) or usual).expanduser()
-        why = why_unwritable(directory)
+        why = why_unwritable(directory) or _why_not_loaded_from(directory)
     except RuntimeError:
         directory, why = Path(usual), NO_HOME
     if why is not None:
         ours = cache_directory() / f"{OWN_FOLDERS}{variable.lower()}"
-        logger.info("%s cannot be written (%s): %s is %s from now on", directory, why, variable, ours)
+        if _why_not_loaded_from(ours) is not None:
+            with suppress(OSError):
+                ours = temporary_directory.shared_directory(variable)
+        logger.info("%s cannot be used (%s): %s is %s from now on", directory, why, variable, ours)
         os.environ[variable] = str(ours)
+
+
+def _why_not_loaded_from(directory: Path) -> str | None:
+    """Why no library can be loaded from a directory, there or not. TileLang loads from a temporary one."""
+    wanted = directory.absolute()
+    above = next(path for path in (wanted, *wanted.parents) if os.path.exists(path))
+    return "its file system is mounted noexec" if temporary_directory.is_noexec(above) else None
 
 
 def lend_to_triton() -> None:

@@ -80,9 +80,13 @@ def _pythons() -> str:
         return "/tmp"
 
 
+def is_noexec(place: str | Path) -> bool:
+    return bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
+
+
 def _why_unfit(place: str) -> str | None:
     try:
-        if os.statvfs(place).f_flag & os.ST_NOEXEC:
+        if is_noexec(place):
             return f"{place} is on a file system from which nothing may be loaded (noexec)"
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(_COMPILERS_NEED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -287,3 +288,16 @@ def test_a_log_on_a_full_disk_stops_nothing(
         assert command.main(arguments(tmp_path)) == 0
         monkeypatch.undo()
         full.buffer.raw.close()
+
+
+def test_a_full_standard_output_costs_no_report(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    simulate()
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert command.main(arguments(tmp_path)) == 2
+    assert (tmp_path / "results" / H200.name / "tune_N4096_K2048.csv").is_file()

@@ -247,11 +247,6 @@ def _report(
 
     if not results:
         return
-    for result in results:
-        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
-        print(columns([report.HEADER, *report.rows_of(result)]))
-        for failure in report.failures_of(result):
-            print(f"  left out: {failure}")
     path = options.results_dir / results[0].device.name / f"tune_{name}.csv"
     written: list[Path] = []
     try:
@@ -262,8 +257,13 @@ def _report(
         with suppress(ImportError):  # matplotlib is in the bench extra
             report.write_plot(path.with_suffix(".png"), results)
             written.append(path.with_suffix(".png"))
-    except OSError as failure:  # the config files are there, and the tables are printed
-        print(f"the report is not written: {told(failure)}", file=sys.stderr)
+    except OSError as error:  # the config files are there, and the tables are printed
+        print(f"the report is not written: {told(error)}", file=sys.stderr)
+    for result in results:
+        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
+        print(columns([report.HEADER, *report.rows_of(result)]))
+        for failure in report.failures_of(result):
+            print(f"  left out: {failure}")
     print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
 
 
