@@ -81,6 +81,8 @@ class NearlyFull:
         return getattr(self._file, name)
 
     def write(self, data):
+        if self._file.tell() > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return self._file.write(data[:3])
 
 

@@ -67,8 +67,9 @@ def append(file: FileIO, data: bytes) -> None:
     """
     end = file.seek(0, os.SEEK_END) if file.seekable() else None  # None for a device
     try:
-        if file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        written = file.write(data)
+        while written < len(data):  # a disk took what it still had room for, and now says so
+            written += file.write(data[written:])
     except OSError:
         if end is not None:
             os.ftruncate(file.fileno(), end)
