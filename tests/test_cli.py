@@ -389,3 +389,11 @@ def test_shipped_configs_are_all_usable(
     monkeypatch.delenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", raising=False)
     status = cli.main(["configs", "check"])
     assert status == cli.DONE, capsys.readouterr().out
+
+
+def test_without_standard_output_a_command_ends_as_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below a service manager, or behind >&-."""
+    from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
+
+    monkeypatch.setattr(sys, "stdout", None)
+    assert ending_in_one_line("tune", lambda: print("found") or 0) == 0

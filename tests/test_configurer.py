@@ -262,3 +262,11 @@ def test_every_choice_names_a_backend_that_exists():
 
 def test_cpu_falls_back_to_the_real_reference():
     assert configurer.fallback_backend(CPU, 3884, 100)[0] == "torch"
+
+
+@pytest.mark.parametrize("name", ["CONFIG_DIR", "CACHE_DIR", "SHAPES_OUT"])
+def test_a_home_that_is_not_known_is_told(monkeypatch, name):
+    variable = getattr(configurer, name)
+    monkeypatch.setenv(variable, "~no such user/x")
+    with pytest.raises(ValueError, match=rf"{variable}='~no such user/x': expected a path without ~"):
+        configurer.READERS[variable]()

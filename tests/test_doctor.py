@@ -247,3 +247,40 @@ def test_a_tool_that_is_missing_or_fails_gives_none() -> None:
     assert doctor._output("no-such-tool-here") is None
     assert doctor._output(sys.executable, "-c", "print('half'); raise SystemExit(3)") is None
     assert doctor._output(sys.executable, "-c", "print('whole')") == "whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("file", "is there and CANNOT be used (Not a directory)"), ("x" * 300, "CANNOT be reached (File name")],
+)
+def test_what_cannot_be_a_cache_is_told_as_it_is(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", str(tmp_path / name))
+    assert doctor._cache().startswith(f"  {tmp_path / name}: {said}")
+
+
+def test_a_cache_in_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILELANG_GEMM_CACHE_DIR", "~no such user/kernels")
+    said = doctor._cache()
+    assert said.startswith("  TILELANG_GEMM_CACHE_DIR='~no such user/kernels': expected a path without ~")
+    assert "compiles what is not there anew" in said
+
+
+def test_a_cache_that_tilelang_does_not_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", "yes")
+    assert doctor._cache().startswith("  TILELANG_DISABLE_CACHE='yes' is set: no kernel is kept")
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", "0")
+    assert "no kernel is kept" not in doctor._cache()
+
+
+def test_a_temporary_directory_that_compilers_cannot_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert f"{tmp_path / 'missing'} cannot be written (No such file or directory); set TMPDIR" in (
+        doctor._compilers()
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert "temporary" not in doctor._compilers()

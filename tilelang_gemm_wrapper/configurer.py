@@ -187,15 +187,15 @@ def _switch(variable: str, *, default: bool) -> bool:
     raise _bad_value(variable, f"one of {', '.join(_TRUE + _FALSE)}")
 
 
+def _value(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
+
+
 def _path(variable: str, text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # that user, or this one, has no home directory
-        raise _bad_value(variable, "a path without ~, which stands for no directory here") from error
-
-
-def _value(variable: str) -> str:
-    return os.environ.get(variable, "").strip()
+    except RuntimeError:
+        raise _bad_value(variable, "a path without ~, as that home directory is not known") from None
 
 
 def _bad_value(variable: str, expected: str) -> ValueError:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tilelang_gemm_wrapper import __version__, configurer
 from tilelang_gemm_wrapper.config_reports import columns, files_in, why_unreadable
-from tilelang_gemm_wrapper.core import kernel_cache
+from tilelang_gemm_wrapper.core import kernel_cache, temporary_directory
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, cpu_device, device_of
 
@@ -176,7 +176,9 @@ def _compilers() -> str:
     second = (
         ("C++", "found", host) if host else ("C++", "not found", "nvcc needs a host compiler: install g++")
     )
-    return columns((first, second))
+    why = temporary_directory.why_unfit_for_compilers()
+    third = ("temporary files", "cannot be used", f"{why}; set TMPDIR to another directory")
+    return columns((first, second) if why is None else (first, second, third))
 
 
 def _backends(device: Device) -> str:
@@ -208,20 +210,36 @@ def _config_directories(device: Device) -> str:
 
 
 def _cache() -> str:
+    why = kernel_cache.why_not_kept()
+    if why is not None:
+        return f"  {why}: no kernel is kept, and every process compiles its own; unset it"
     try:
         directory = kernel_cache.wanted_directory()
     except RuntimeError:
-        return f"  there is no home directory to keep kernels in: {_without_a_cache()}"
+        return f"  {kernel_cache.NO_HOME} to keep kernels in: {_without_a_cache()}"
+    except ValueError as error:
+        return f"  {error}: {_without_a_cache()}"
     why = kernel_cache.why_unwritable(directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         if why:
-            return f"  {directory}: does not exist and CANNOT be created ({why}): {_without_a_cache()}"
+            return f"  {directory}: {_absence(directory)} ({why}): {_without_a_cache()}"
         return f"  {directory}: does not exist yet and can be created"
     count, size = _contents(directory)
     has = f"{count} files, {size / 2**20:.1f} MiB"
     if why:
         return f"  {directory}: NOT WRITABLE ({why}), {has}: {_without_a_cache()}"
     return f"  {directory}: writable, {has}"
+
+
+def _absence(directory: Path) -> str:
+    """What is wrong with a cache that is none and cannot be made."""
+    try:
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist and CANNOT be created"
+    except OSError:
+        return "CANNOT be reached"
+    return "is there and CANNOT be used"
 
 
 def _without_a_cache() -> str:

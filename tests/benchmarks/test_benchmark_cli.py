@@ -319,3 +319,69 @@ def test_results_of_a_list_go_to_the_folder_of_the_device(measured, tmp_path, mo
     )
     folder = tmp_path / "benchmarks" / "results" / "NVIDIA_H200"
     assert {"gemm_qwen3-4b.csv", "gemm_qwen3-4b.md"} <= {file.name for file in folder.iterdir()}
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_cell(measured, monkeypatch, capsys):
+    from tilelang_gemm_wrapper.core import results
+
+    write, calls = results.replacing, []
+
+    def full_at_first(path):
+        calls.append(path)
+        if len(calls) < 3:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path)
+
+    monkeypatch.setattr(results, "replacing", full_at_first)
+    status, cells, rows = measured("--m", "1,8,16", "--providers", "triton")
+    assert status == 0 and len(cells) == 3
+    assert [row.M for row in rows] == [1, 8, 16]
+    error = capsys.readouterr().err
+    assert error.count("lacks cells until it can be written") == 1 and "No space left" in error
+
+
+def test_a_full_disk_costs_no_table(measured, monkeypatch, capsys):
+    from tilelang_gemm_wrapper.core import report, results
+
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    write_rows(measured.path, [old_row("triton", 512)], Row)
+    monkeypatch.setattr(results, "replacing", full)
+    monkeypatch.setattr(report, "write_report", full)
+    status, cells, rows = measured("--m", "1,8", "--providers", "triton", "--resume")
+    captured = capsys.readouterr()
+    assert status == 1 and len(cells) == 2
+    assert rows == [old_row("triton", 512)]
+    assert "20.0" in captured.out and f"{measured.path} lacks what is printed above" in captured.err
+    assert "the report is not written" in captured.err
+
+
+@pytest.mark.parametrize("output", ["folder", "/proc/no/rows.csv"])
+def test_an_output_that_takes_no_file_is_told_before_anything_is_measured(
+    measured, monkeypatch, tmp_path, capsys, output
+):
+    from tilelang_gemm_wrapper.core import compile_ahead
+
+    (tmp_path / "folder").mkdir()
+    measured.path.touch()
+    write_rows(measured.path, [old_row("triton", 512)], Row)
+    monkeypatch.setattr(compile_ahead, "compile_ahead", lambda *_: pytest.fail("compiles"))
+    status, cells, _ = measured("--m", "1", "--output", str(tmp_path / output), "--compile-workers", "1")
+    assert status == 2 and not cells
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give " in line and str(tmp_path / output) in line
+
+
+def test_resume_starts_from_an_empty_file(measured):
+    measured.path.touch()
+    status, _, rows = measured("--m", "1", "--providers", "triton", "--resume")
+    assert status == 0 and [row.M for row in rows] == [1]
+
+
+def test_resume_goes_on_behind_a_line_without_an_end(measured):
+    """As some editors leave it."""
+    write_rows(measured.path, [old_row("triton", 512)], Row)
+    measured.path.write_text(measured.path.read_text().rstrip())
+    _, _, rows = measured("--m", "1", "--providers", "triton", "--resume")
+    assert [row.M for row in rows] == [512, 1]

@@ -386,3 +386,63 @@ def test_a_real_kernel_without_a_home_is_compiled_once(tmp_path):
     assert "Function" in done.stdout
     assert done.stderr.count("cannot be written") == 1
     assert not list(tmp_path.glob("tilelang_gemm_*")), "what stood in is still there"
+
+
+def test_a_temporary_directory_without_use_costs_no_kernel(monkeypatch, tmp_path, caplog):
+    """TileLang loads what it has linked from there, and nvcc takes TMPDIR as it is."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+
+    def load(kernel):
+        if os.environ["TMPDIR"] == str(tmp_path / "missing"):
+            raise RuntimeError("nvcc fatal: Could not open output file")
+        return kernel
+
+    monkeypatch.setattr(compile_cache, "_compile", lambda *_: "kernel")
+    monkeypatch.setattr(compile_cache, "entry_function", load)
+    assert compile_cache.compile_primfunc("function", "sm_90a") == "kernel"
+    assert "TMPDIR is" in caplog.text
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff\xfe"])
+def test_a_broken_note_of_the_compiler_counts_as_none(cache, monkeypatch, note):
+    compile_cache._note(compile_cache._nvcc_note())
+    compile_cache._nvcc_note().write_bytes(note)
+    monkeypatch.setattr(compile_cache, "_compiler", lambda: None)
+    assert compile_cache.compiler_version.__wrapped__() == "none"
+
+
+def test_a_note_is_written_whole_or_left(cache, monkeypatch):
+    note = compile_cache._nvcc_note()
+    compile_cache._note(note, "nvcc 13")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    compile_cache._note(note, "nvcc 13.1")
+    assert note.read_text() == "nvcc 13" and os.listdir(note.parent) == ["nvcc"]
+
+
+def test_workers_take_a_name_as_it_is(monkeypatch, tmp_path):
+    """TileLang takes its own variable as it is, ours expands a ~."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(configurer.CACHE_DIR)
+    monkeypatch.setenv("TILELANG_CACHE_DIR", "~/kernels")
+    assert compile_cache.worker_environment()[configurer.CACHE_DIR] == str(tmp_path / "~" / "kernels")
+
+
+@pytest.mark.parametrize("value", ["1", "ON"])
+def test_where_tilelang_keeps_nothing_nothing_is_noted(worker, cache, monkeypatch, caplog, value):
+    """Else the next process would take its kernels for compiled, and find none."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_cache, "tilelang_module", lambda: None)
+        patch.setattr(kernel_registry, "build", lambda N, *_: N)
+        patch.setattr(compile_cache, "compile_primfunc", lambda N, *_: f"kernel {N}")
+        patch.setenv("TILELANG_DISABLE_CACHE", value)
+        assert compile_cache.compile_kernel(job(16)) == "kernel 16"
+        assert compile_many([job(32)]) == [] and not compiled(cache)
+        assert f"TILELANG_DISABLE_CACHE='{value}' is set: no kernel is kept" in caplog.text
+    assert not compile_cache.is_compiled(job(16))
+    compile_cache._note(compile_cache._marker(job(16)))
+    monkeypatch.setenv("TILELANG_DISABLE_CACHE", value)
+    assert not compile_cache.is_compiled(job(16)), "it is not looked for"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
@@ -393,3 +395,32 @@ def test_every_truncation_is_refused(path, data):
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(ConfigFileError, match="truncated"):
         read(path, whole[:cut])
+
+
+def test_a_full_disk_leaves_the_old_pair(path, monkeypatch):
+    from tilelang_gemm_wrapper.core import whole_file
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_config_file(path, ENTRIES, {"run": "old"})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(whole_file.Path, "open", lambda *_, **__: Full())
+        write_config_file(path, ENTRIES[:1], {"run": "new"})
+    file = parse_config_file(path, N, K, H200)
+    assert (file.entries, file.metadata) == (ENTRIES, {"run": "old"})
+
+
+def test_a_sidecar_that_cannot_be_written_costs_no_entry(path, monkeypatch, caplog):
+    replace = os.replace
+
+    def full_at_sidecar(source, target):
+        if target == metadata_path(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_at_sidecar)
+    write_config_file(path, ENTRIES, {"run": "new"})
+    assert parse_config_file(path, N, K, H200).entries == ENTRIES
+    assert "is written, but not what it was tuned with" in caplog.text

@@ -135,7 +135,7 @@ def test_without_a_home(variable, fresh, monkeypatch, caplog):
     directory = kernel_cache.cache_directory()
     assert directory.parent == fresh and kernel_cache.cache_directory() == directory
     (said,) = warnings(caplog)
-    assert "there is no home directory" in said and configurer.CACHE_DIR in said
+    assert "home directory" in said and configurer.CACHE_DIR in said
 
 
 def test_without_any_place_the_filled_cache_is_still_read(filled, monkeypatch, caplog):
@@ -214,6 +214,23 @@ def test_another_library_keeps_its_kernels_in_ours_where_it_cannot_write(tmp_pat
     assert warnings(caplog) == []  # nothing is lost
 
 
+def test_another_library_does_not_load_from_where_nothing_may_be_loaded(tmp_path, fresh, monkeypatch):
+    """Triton loads its launchers from its cache; a home may be mounted noexec, with both caches in it."""
+    from tilelang_gemm_wrapper.core import temporary_directory
+
+    for name in ("theirs", "ours"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path / "ours"))
+    noexec = {tmp_path / "theirs"}
+    monkeypatch.setattr(temporary_directory, "is_noexec", lambda place: Path(place) in noexec)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "theirs" / "not there yet"))
+    kernel_cache.lend_to_triton()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == tmp_path / "ours"
+    noexec.add(tmp_path / "ours")
+    kernel_cache.lend_to_triton()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == fresh
+
+
 PROCESS = """
 import sys
 from tilelang_gemm_wrapper.core import kernel_cache
@@ -243,3 +260,36 @@ def test_processes_of_a_session_share_what_stands_in_and_the_last_removes_it(fre
     assert Path(directories[0]).is_dir(), "another process still uses it"
     ranks[1].communicate()
     assert list(fresh.iterdir()) == []
+
+
+def test_a_cache_below_another_users_folder_costs_no_start(tmp_path, fresh, monkeypatch, caplog):
+    """As /root is to the user of a container whose HOME it is: not even to be looked into."""
+    private = tmp_path / "private"
+    wanted = private / ".tilelang" / "cache"
+    wanted.mkdir(parents=True)
+    monkeypatch.setenv(configurer.CACHE_DIR, str(wanted))
+
+    def keep_out(name):
+        real = getattr(os, name)
+
+        def refused(path=".", *arguments, **options):
+            if isinstance(path, str | os.PathLike) and private in Path(path).parents:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(os, name, refused)
+
+    for name in ("stat", "lstat", "listdir", "scandir", "mkdir", "open"):
+        keep_out(name)
+    assert kernel_cache.cache_directory().parent == fresh
+    (said,) = warnings(caplog)
+    assert f"{wanted} cannot be written (Permission denied)" in said
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"not there/{'x' * 300}"])
+def test_a_name_that_is_too_long_costs_no_start(name, tmp_path, fresh, monkeypatch, caplog):
+    monkeypatch.setenv(configurer.CACHE_DIR, str(tmp_path / name))
+    assert kernel_cache.why_unwritable(tmp_path / name) == "File name too long"
+    assert kernel_cache.cache_directory().parent == fresh
+    assert len(warnings(caplog)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]

@@ -6,8 +6,9 @@ import io
 import sys
 
 import pytest
+from tqdm import tqdm
 
-from tilelang_gemm_wrapper.core.progress import progress_bar
+from tilelang_gemm_wrapper.core.progress import Forgiving, progress_bar
 
 
 class Full(io.StringIO):
@@ -46,3 +47,11 @@ def test_what_is_not_to_be_shown(monkeypatch):
     with progress_bar("compiling", "kernel", show=False) as done_of:
         done_of(3, 3)
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("stream", [None, closed(), Full()], ids=["none", "closed", "full disk"])
+def test_a_bar_of_ones_own_is_not_stopped_either(stream):
+    forgiving = Forgiving(stream)
+    with tqdm(total=2, file=forgiving, dynamic_ncols=True) as bar:
+        bar.update()
+        tqdm.write("a remark", file=forgiving)

@@ -110,3 +110,45 @@ def test_one_that_is_being_removed_is_not_joined(tmp_path, exits):
     assert locks.try_lock(remover)
     assert not temporary_directory.hold(directory)
     os.close(remover)
+
+
+@pytest.mark.parametrize("unfit", ["missing", "file", "full", "noexec"])
+def test_compilers_get_a_directory_that_they_can_use(unfit, tmp_path, monkeypatch, caplog):
+    place, other = tmp_path / unfit, tmp_path / "other"
+    other.mkdir()
+    if unfit == "file":
+        place.touch()
+    elif unfit != "missing":
+        place.mkdir()
+    _refuse(monkeypatch, unfit, {str(place), "/tmp", "/var/tmp"})
+    monkeypatch.setenv("TMPDIR", str(place))
+    assert temporary_directory.moved_from_unfit(other)
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() and tempfile.gettempdir() != str(place)
+    assert f"{place} " in caplog.text and "so compilers cannot use it" in caplog.text
+    assert not temporary_directory.moved_from_unfit(other), "it is fit now"
+
+
+def _refuse(monkeypatch, unfit, places):
+    temporary_file, statvfs = tempfile.TemporaryFile, os.statvfs
+
+    def file_in(dir):
+        if unfit == "full" and dir in places:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return temporary_file(dir=dir)
+
+    def of(place):
+        found = statvfs(place)
+        if unfit != "noexec" or place not in places:
+            return found
+        return os.statvfs_result((*found[:8], found.f_flag | os.ST_NOEXEC, *found[9:]))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", file_in)
+    monkeypatch.setattr(os, "statvfs", of)
+
+
+def test_where_no_directory_serves_compilers_it_is_said(tmp_path, monkeypatch, caplog):
+    _refuse(monkeypatch, "full", {str(tmp_path), "/tmp", "/var/tmp"})
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert not temporary_directory.moved_from_unfit(tmp_path)
+    assert f"{tmp_path} cannot be written (No space left on device)" in caplog.text
+    assert os.environ["TMPDIR"] == str(tmp_path)

@@ -376,3 +376,22 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["lab", "run", "--from", f"{folder}/kernel.ptx", "--check"]) == 2
         assert "needs a GPU" in capsys.readouterr().err
         assert cli.main(["lab", "launch-latency"]) == 2
+
+
+@pytest.mark.parametrize("has_earlier", [True, False])
+def test_a_full_disk_leaves_the_folder_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_earlier: bool
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if not has_earlier:
+        shutil.rmtree(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    kernel = write_add(folder.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(Dump, "write", full)  # the last of the files
+        with pytest.raises(ValueError, match=r"cannot be written to \(No space left on device\); give anoth"):
+            dump(kernel, folder)
+    assert folder.exists() == has_earlier
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

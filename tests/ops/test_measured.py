@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -159,3 +160,50 @@ def test_what_a_chip_can_run(monkeypatch, arch, fp8, runs):
     reason = backends._why_unavailable.__wrapped__("triton", 0, fp8)
     assert (reason is None) == runs
     assert runs or "needs sm_89 or newer" in reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"M": "1"},
+        {"M": 0},
+        {"M": 1.5},
+        {"N": -4},
+        {"K": 0},
+        {"K": None},
+        {"backend": "cublas"},
+        {"backend": ["triton"]},
+        {"config": "lanes"},
+        {"config": {"lanes": "x"}},
+    ],
+)
+def test_a_value_that_cannot_be_meant_costs_no_call(tables, caplog, wrong):
+    entry = {"op": "gemv", "dtype": BF16, "M": 1, "N": 4096, "K": 4096, "backend": "tilelang"}
+    path = measured.add(H100, own())
+    path.write_text(json.dumps([{**entry, "versions": measured.versions(), **wrong}]))
+    measured.forget()
+    assert measured.best("gemv", BF16, 1, 4096, 4096, H100) == measured.DEFAULT
+    assert measured.config("gemv", BF16, 1, 4096, 4096, H100) is None
+    assert f"{path} is no table of measured ops" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b'[{"op": "ge'])
+def test_a_broken_file_of_this_machine_is_replaced_by_the_next_measurement(tables, caplog, content):
+    path = measured.add(H100, own())
+    path.write_bytes(content)
+    measured.forget()
+    assert measured.best("gemv", BF16, 1, 4096, 4096, H100) == measured.DEFAULT
+    assert str(path) in caplog.text
+    measured.add(H100, own())
+    assert measured.best("gemv", BF16, own().M, own().N, own().K, H100) == own().backend
+
+
+def test_of_several_that_measure_at_once_none_loses_its_entry(tables):
+    entries = [replace(own(), N=1 << power) for power in range(4, 20)]
+    threads = [threading.Thread(target=measured.add, args=(H100, entry)) for entry in entries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    kept = measured._read(measured.cache_directory() / measured._own_file(H100))
+    assert sorted(entry.N for entry in kept) == [entry.N for entry in entries]

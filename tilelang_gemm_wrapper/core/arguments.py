@@ -39,7 +39,8 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
 def _flush() -> None:
     """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a service may have none
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise

@@ -16,6 +16,9 @@ from . import report
 from .arguments import CANNOT_RUN, DONE, ending_in_one_line, stop, whole_numbers
 from .conditions import record_conditions
 from .config_file import LARGEST_M
+from .failure_text import told
+from .kernel_cache import why_unwritable
+from .progress import Forgiving
 from .results import CellFile, HostRow, Row, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
@@ -179,18 +182,22 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     environment = Environment.here(device.name, record_conditions().driver)
     stem = options.shapes or f"N{options.N}_K{options.K}"
     path = options.output or options.results_dir / device.name / f"gemm_{stem}.csv"
-    results = CellFile(path, read_rows(path, Row) if options.resume and path.exists() else ())
+    _check_output(path)
+    results = CellFile(path, read_rows(path, Row) if options.resume and _has_content(path) else ())
     todo = _todo(shapes, options.m, options.providers, results.rows)
     if options.compile_workers:
         needed = {name for by_m in todo.values() for names in by_m.values() for name in names}
         compile_ahead(todo, needed, options.compile_workers)
-    status = 0
+    status, unwritten, stream = 0, None, Forgiving(sys.stderr)
     try:
-        with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
+        cells = sum(map(len, todo.values()))
+        with tqdm(total=cells, unit="cell", desc="timing", file=stream) as progress:
             for (N, K), by_m in todo.items():
                 progress.set_postfix_str(f"N={N} K={K}")
                 for cell_rows in measure_shape(N, K, by_m, environment, budget_ms=options.budget_ms):
-                    results.add(cell_rows)
+                    before, unwritten = unwritten, _why_unwritten(results, cell_rows)
+                    if unwritten is not None and before is None:
+                        tqdm.write(f"{path} lacks cells until it can be written: {unwritten}", file=stream)
                     progress.update()
         if options.host_overhead:
             host_rows = host_overhead(*shapes[0], environment)
@@ -200,8 +207,37 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
         print(lost, file=sys.stderr)
         status = 1
     if results.rows:
-        _print_report(path, results.rows)
+        try:
+            _print_report(path, results.rows)
+        except OSError as failure:  # the tables are printed
+            print(f"the report is not written: {told(failure)}", file=sys.stderr)
+            status = 1
+    if unwritten is not None:
+        print(f"{path} lacks what is printed above: {unwritten}", file=sys.stderr)
+        status = 1
     return status
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _check_output(path: Path) -> None:
+    """Raise RuntimeError where the CSV cannot be written: before anything is compiled or timed for it."""
+    if path.is_dir():
+        raise RuntimeError(f"--output {path} is a directory; give the name of a CSV file")
+    why = None if os.access(path, os.W_OK) else why_unwritable(path.parent)
+    if why is not None:
+        raise RuntimeError(f"{path} cannot be written ({why}); give another --output or --results-dir")
+
+
+def _why_unwritten(results: CellFile, rows: Sequence[Row]) -> str | None:
+    """Add rows; why the file lacks them, or None. What was measured is not given up for a full disk."""
+    try:
+        results.add(rows)
+    except OSError as failure:
+        return told(failure)
+    return None
 
 
 def _todo(
@@ -223,8 +259,16 @@ def _todo(
 
 
 def _print_report(path: Path, rows: Sequence[Row]) -> None:
-    written = report.write_report(path, rows)
+    """Write the report and print its tables, each even where the other cannot be. Raises OSError for it."""
+    written: tuple[Path, ...] = ()
+    failure: OSError | None = None
+    try:
+        written = report.write_report(path, rows)
+    except OSError as error:
+        failure = error
     print(report.cell_table(rows))
     print(report.band_table(rows))
     print(report.versus_table(rows))
+    if failure is not None:
+        raise failure
     print("\n".join(f"written: {place}" for place in (path, *written)))

@@ -24,12 +24,20 @@ from queue import SimpleQueue
 from typing import Any
 
 from tilelang_gemm_wrapper import configurer
-from tilelang_gemm_wrapper.core import child_process, cuda_toolchain, kernel_cache, kernel_registry, locks
+from tilelang_gemm_wrapper.core import (
+    child_process,
+    cuda_toolchain,
+    kernel_cache,
+    kernel_registry,
+    locks,
+    temporary_directory,
+)
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device
 from tilelang_gemm_wrapper.core.environment import installed_version
 from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.kernel_cache import cache_directory
+from tilelang_gemm_wrapper.core.whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +89,8 @@ def compile_kernel(job: CompileJob) -> Callable[..., None]:
         raise TimeoutError(_timed_out[job])
     function = kernel_registry.build(job.N, job.K, job.config, job.arch, job.static_weights, job.sm_count)
     launcher = compile_primfunc(function, job.arch, kernel_registry.pass_configs(job.arch))
-    _note(_marker(job))
+    if kernel_cache.why_not_kept() is None:
+        _note(_marker(job))
     return launcher
 
 
@@ -90,14 +99,16 @@ def compile_primfunc(
 ) -> Callable[..., None]:
     """The launcher of a TileLang PrimFunc for `arch`, compiled or loaded from TileLang's disk cache."""
     try:
-        kernel = _compile(function, arch, pass_configs or {})
+        launcher = entry_function(_compile(function, arch, pass_configs or {}))
     except Exception as problem:
         # TileLang keeps a kernel before it gives it: a disk that has filled up since costs it the kernel.
-        if not kernel_cache.given_up_for(problem):
+        if not (
+            kernel_cache.given_up_for(problem) or temporary_directory.moved_from_unfit(cache_directory())
+        ):
             raise
-        kernel = _compile(function, arch, pass_configs or {})
+        launcher = entry_function(_compile(function, arch, pass_configs or {}))
     _note_compiler()
-    return entry_function(kernel)
+    return launcher
 
 
 def _compile(function: Any, arch: str, pass_configs: Mapping[str, Any]) -> Any:
@@ -144,7 +155,8 @@ _timed_out: dict[CompileJob, str] = {}  # not compiled again in this process, wh
 
 def is_compiled(job: CompileJob) -> bool:
     """Whether an earlier process has put this very kernel into the cache."""
-    return os.path.exists(_marker(job))  # unlike Path.exists never raises
+    # Unlike Path.exists never raises.
+    return kernel_cache.why_not_kept() is None and os.path.exists(_marker(job))
 
 
 class CompileWorker:
@@ -194,6 +206,9 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
     missing = [job for job in dict.fromkeys(jobs) if not is_compiled(job)]
     if not missing:
         return []
+    if why := kernel_cache.why_not_kept():
+        logger.warning("%s: no kernel is kept, and each process compiles its own, one after the other", why)
+        return []
     with alone("compile"):
         missing = [job for job in missing if not is_compiled(job)]
         workers = min(configurer.compile_workers(), len(missing))
@@ -202,7 +217,8 @@ def compile_many(jobs: Iterable[CompileJob], progress: Callable[[int, int], None
 
 def worker_environment() -> dict[str, str]:
     """That of this process, for one that is to find and leave kernels where this one does."""
-    return {**os.environ, configurer.CACHE_DIR: str(cache_directory())}
+    # Absolute: a name that starts with ~ would be a home's there.
+    return {**os.environ, configurer.CACHE_DIR: str(cache_directory().absolute())}
 
 
 @contextmanager
@@ -350,10 +366,11 @@ def _marker(job: CompileJob) -> Path:
 
 
 def _note(path: Path, text: str = "") -> None:
-    """Write a note for later processes, as far as that is possible."""
+    """Write a note for later processes, as far as that is possible: whole, or as it was."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if not path.is_file() or path.read_bytes() != text.encode():
+            with replacing(path) as file:
+                file.write(text)
 
 
 @lru_cache(maxsize=1)
@@ -391,8 +408,8 @@ def compiler_version() -> str:
     """
     compiler = _compiler()
     if compiler is None:
-        with suppress(OSError):
-            return _nvcc_note().read_text(encoding="utf-8")
+        with suppress(OSError, UnicodeDecodeError):
+            return _nvcc_note().read_text(encoding="utf-8") or "none"
     return compiler or "none"
 
 

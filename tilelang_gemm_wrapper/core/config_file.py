@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import stat
@@ -28,7 +29,10 @@ from tilelang_gemm_wrapper.core.config_entry import (
     show,
 )
 from tilelang_gemm_wrapper.core.device import Device, canonical_name, file_safe_name
+from tilelang_gemm_wrapper.core.failure_text import told
 from tilelang_gemm_wrapper.core.whole_file import replacing
+
+logger = logging.getLogger(__name__)
 
 METADATA_KEY = "_metadata"
 DTYPE = "fp8_w8a8"
@@ -132,12 +136,16 @@ def write_config_file(
     table = {str(entry.M): entry_fields(entry) for entry in ordered}
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
     provenance = json.dumps(dict(metadata), indent=2, allow_nan=False) + "\n" if metadata else None
-    metadata_path(path).unlink(missing_ok=True)
     with replacing(path) as file:
         file.write(text)
+        file.flush()  # on a full disk the old pair stays
+        metadata_path(path).unlink(missing_ok=True)
     if provenance is not None:
-        with replacing(metadata_path(path)) as file:
-            file.write(provenance)
+        try:
+            with replacing(metadata_path(path)) as file:
+                file.write(provenance)
+        except OSError as error:
+            logger.warning("%s is written, but not what it was tuned with: %s", path, told(error))
 
 
 def _parse_name(path: Path, N: int, K: int, device: Device) -> str:

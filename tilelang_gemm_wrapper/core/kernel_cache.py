@@ -28,7 +28,8 @@ NOTES = f"{OWN_FOLDERS}compiled"  # the folder of what is noted of kernels
 REMEDY = f"set {configurer.CACHE_DIR} to a directory that can be written and is kept"
 _KERNEL = re.compile(r"[0-9a-f]{64}")  # TileLang's folders that hold one kernel each, whole
 _UNFINISHED = (".staging", "tmp")  # TileLang's folders of what is being written
-_NO_HOME = "there is no home directory"
+_DISABLE = "TILELANG_DISABLE_CACHE"
+NO_HOME = "there is no home directory"
 _PROBE = bytes(1 << 20)  # about a kernel: less may still fit on a disk that is full
 
 _in_use: dict[Path | None, Path] = {}  # by what the user means
@@ -36,7 +37,10 @@ _lock = threading.Lock()
 
 
 def wanted_directory() -> Path:
-    """Where the user wants compiled kernels. Raises RuntimeError where that is a home and there is none."""
+    """Where the user wants compiled kernels.
+
+    Raises RuntimeError where that is in a home and there is none, ValueError where the setting names such.
+    """
     own = configurer.cache_directory()
     if own is not None:
         return own
@@ -56,6 +60,12 @@ def cache_directory() -> Path:
         return _in_use[wanted]
 
 
+def why_not_kept() -> str | None:
+    """What keeps TileLang from writing and reading any cache, or None."""
+    value = os.environ.get(_DISABLE, "")
+    return f"{_DISABLE}={value!r} is set" if value.lower() in ("1", "true", "yes", "on") else None
+
+
 def known_directory() -> Path | None:
     """Where kernels of earlier processes are, if anywhere. Unlike `cache_directory` it decides nothing."""
     wanted, _ = _wanted()
@@ -63,20 +73,30 @@ def known_directory() -> Path | None:
 
 
 def lend_to(variable: str, usual: str) -> None:
-    """Have another library keep its kernels in our directory, where it cannot write into its own.
+    """Have another library keep its kernels in our directory, where its own cannot be written or loaded from.
 
     variable: of the environment, names the library's directory; `usual` is that where it is not set. Called
     before the library compiles. Without this its first kernel would cost the call.
     """
     try:
         directory = Path(os.environ.get(variable) or usual).expanduser()
-        why = why_unwritable(directory)
+        why = why_unwritable(directory) or _why_not_loaded_from(directory)
     except RuntimeError:
-        directory, why = Path(usual), _NO_HOME
+        directory, why = Path(usual), NO_HOME
     if why is not None:
         ours = cache_directory() / f"{OWN_FOLDERS}{variable.lower()}"
-        logger.info("%s cannot be written (%s): %s is %s from now on", directory, why, variable, ours)
+        if _why_not_loaded_from(ours) is not None:
+            with suppress(OSError):
+                ours = temporary_directory.shared_directory(variable)
+        logger.info("%s cannot be used (%s): %s is %s from now on", directory, why, variable, ours)
         os.environ[variable] = str(ours)
+
+
+def _why_not_loaded_from(directory: Path) -> str | None:
+    """Why no library can be loaded from a directory, there or not. TileLang loads from a temporary one."""
+    wanted = directory.absolute()
+    above = next(path for path in (wanted, *wanted.parents) if os.path.exists(path))
+    return "its file system is mounted noexec" if temporary_directory.is_noexec(above) else None
 
 
 def lend_to_triton() -> None:
@@ -111,7 +131,9 @@ def _wanted() -> tuple[Path | None, str | None]:
     try:
         return wanted_directory(), None
     except RuntimeError:
-        return None, _NO_HOME
+        return None, NO_HOME
+    except ValueError as error:
+        return None, str(error)
 
 
 def _usable(wanted: Path | None, why: str | None) -> Path:
@@ -138,15 +160,20 @@ def _make(directory: Path) -> str | None:
 
 def _try_to_write(directory: Path) -> None:
     """Write a file, which is gone on return, into `directory` or where it would be made. Raises OSError."""
-    if os.path.lexists(directory):
-        if not os.path.isdir(directory):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(_PROBE)
-    else:
-        above = next(path for path in directory.absolute().parents if os.path.lexists(path))
+    try:
+        os.lstat(directory)
+    except FileNotFoundError:
+        wanted = directory.absolute()
+        above = next(path for path in wanted.parents if os.path.lexists(path))
         with tempfile.TemporaryDirectory(prefix=OWN_FOLDERS, dir=above) as made:
-            _try_to_write(Path(made))
+            alike = Path(made, wanted.relative_to(above))  # a name may be too long
+            alike.mkdir(parents=True)
+            _try_to_write(alike)
+        return
+    if not os.path.isdir(directory):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(_PROBE)
 
 
 def _reason(error: OSError) -> str:
@@ -160,7 +187,7 @@ def _is_about(problem: Exception, directory: Path) -> TypeGuard[OSError]:
 
 def _folders_added_to(directory: Path) -> Iterator[Path]:
     """`directory` and those in it that the installed TileLang puts kernels into, as far as they exist."""
-    if directory.is_dir():
+    if os.path.isdir(directory):  # unlike Path.is_dir never raises
         yield directory
     for top in _tilelangs(directory):
         yield top
@@ -172,7 +199,15 @@ def _folders_added_to(directory: Path) -> Iterator[Path]:
 def _tilelangs(directory: Path) -> list[Path]:
     """What the installed TileLang keeps in `directory`: it has a folder for each of its versions."""
     version = installed_version("tilelang").partition("+")[0]
-    return [path for path in directory.glob(f"{version}*") if os.path.isdir(path)] if version else []
+    return [path for path in _starting_with(version, directory) if os.path.isdir(path)] if version else []
+
+
+def _starting_with(text: str, directory: Path) -> list[Path]:
+    """What starts with `text` in a directory; nothing where it is not there, or not to be looked into."""
+    try:
+        return [directory / name for name in os.listdir(directory) if name.startswith(text)]
+    except OSError:
+        return []
 
 
 def _stand_in(wanted: Path | None, why: str) -> Path:
@@ -182,9 +217,9 @@ def _stand_in(wanted: Path | None, why: str) -> Path:
         directory = temporary_directory.shared_directory(str(wanted and wanted.absolute()))
     except OSError as error:
         logger.warning("%s, nor can a temporary one (%s): no kernel can be compiled; %s", name, error, REMEDY)
-        return wanted or Path.cwd()
+        return wanted or Path("/")
     if wanted is not None:
-        for source in (*_tilelangs(wanted), *wanted.glob(f"{OWN_FOLDERS}*")):
+        for source in (*_tilelangs(wanted), *_starting_with(OWN_FOLDERS, wanted)):
             _show(source, directory / source.name)
     _make(directory / NOTES)
     logger.warning(

@@ -10,19 +10,21 @@ from typing import Any
 from tqdm import tqdm
 
 
-class _Forgiving:
-    """A stream whose failures to write go unnoticed."""
+class Forgiving:
+    """A stream whose failures to write go unnoticed; None is one that takes nothing."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
         with suppress(OSError, ValueError):
-            self._stream.write(text)
+            if self._stream is not None:
+                self._stream.write(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -31,7 +33,7 @@ class _Forgiving:
 @contextmanager
 def progress_bar(description: str, unit: str, show: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Gives what is to be called with how many are done, and of how many."""
-    stream = _Forgiving(sys.stderr)
+    stream = Forgiving(sys.stderr)
     with tqdm(
         total=0, unit=unit, desc=description, file=stream, disable=not show or sys.stderr is None
     ) as bar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from .environment import Environment
-from .whole_file import replacing
+from .whole_file import append, replacing, sync
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -116,12 +115,15 @@ def write_rows(path: Path, rows: Sequence[AnyRow], kind: type[AnyRow]) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[DataclassInstance]) -> None:
-    """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells."""
+    """Add rows to a file of `write_rows`, on disk when this returns: a run that is killed keeps its cells.
+
+    Raises OSError where they do not fit; the file is then as it was.
+    """
     text = io.StringIO()
     _write(text, rows)
-    with path.open("ab", buffering=0) as file:  # one write: Ctrl-C leaves all of these rows, or none
-        file.write(text.getvalue().encode())
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        append(file, text.getvalue().encode())
+        sync(file)
 
 
 class CellFile:
@@ -134,14 +136,19 @@ class CellFile:
     def __init__(self, path: Path, kept: Sequence[Row] = ()) -> None:
         self.path = path
         self.rows = list(kept)
-        self._has_all_rows = bool(kept)
+        self._has_all_rows = False  # nor may the last line of an edited file have an end
 
     def add(self, measured: Sequence[Row]) -> None:
-        """Put one cell's rows into the file, in the place of its rows of these providers on that cell."""
+        """Put one cell's rows into the file, in the place of its rows of these providers on that cell.
+
+        Raises OSError where it cannot be written; `rows` has them all the same, and so has the file as soon
+        as a later `add` can write it.
+        """
         renewed = {(row.cell, row.provider) for row in measured}
         others = [row for row in self.rows if (row.cell, row.provider) not in renewed]
         appends = self._has_all_rows and len(others) == len(self.rows)
         self.rows = [*others, *measured]
+        self._has_all_rows = False
         if appends:
             append_rows(self.path, measured)
         else:
@@ -189,7 +196,7 @@ def _text(value: Any) -> Any:
 
 def _value(text: str | None, kind: str) -> Any:
     if text is None:
-        raise ValueError("the line is cut short")
+        raise ValueError("the line is cut short; remove it")
     if kind == "str":
         return text
     if not text and "None" in kind:

@@ -1,9 +1,10 @@
-"""A temporary directory that the processes of one session share; the last of them removes it."""
+"""A temporary directory that the processes of one session share, and one in which compilers can work."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -18,6 +19,9 @@ from tilelang_gemm_wrapper.core.locks import try_lock
 _PREFIX = "tilelang_gemm_"
 _USERS = "users.lock"  # in the directory; each process that uses it has a shared lock of this file
 _REMOVAL_S = 5.0  # that the last user may take
+_COMPILERS_NEED = bytes(16 << 20)  # nvcc's and the host compiler's files for one kernel, and some more
+
+logger = logging.getLogger(__name__)
 
 
 def shared_directory(purpose: str) -> Path:
@@ -46,9 +50,54 @@ def shared_directory(purpose: str) -> Path:
     return _private_directory()
 
 
+def moved_from_unfit(last_resort: Path) -> bool:
+    """Have this process and its children use another temporary directory, if compilers cannot use theirs.
+
+    nvcc takes TMPDIR as it is, and TileLang loads from there what it has linked. `last_resort`: tried where
+    the usual places are unfit too. False where the directory is fit, or no other is.
+    """
+    why = why_unfit_for_compilers()
+    if why is None:
+        return False
+    place = next((place for place in ("/tmp", "/var/tmp", str(last_resort)) if not _why_unfit(place)), None)
+    if place is None:
+        logger.warning("no temporary directory serves the compilers (%s); set TMPDIR to one", why)
+        return False
+    logger.warning("%s, so compilers cannot use it: TMPDIR is %s from now on", why, place)
+    os.environ["TMPDIR"] = tempfile.tempdir = place
+    return True
+
+
+def why_unfit_for_compilers() -> str | None:
+    """Why the directory that nvcc takes, or that Python takes, is of no use to them, or None."""
+    return _why_unfit(os.environ.get("TMPDIR") or "/tmp") or _why_unfit(_pythons())
+
+
+def _pythons() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # none of those that Python looks at can be written
+        return "/tmp"
+
+
+def is_noexec(place: str | Path) -> bool:
+    return bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
+
+
+def _why_unfit(place: str) -> str | None:
+    try:
+        if is_noexec(place):
+            return f"{place} is on a file system from which nothing may be loaded (noexec)"
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(_COMPILERS_NEED)
+    except OSError as error:
+        return f"{place} cannot be written ({error.strerror or error})"
+    return None
+
+
 def is_shared(directory: Path) -> bool:
     """Whether `directory` came from `shared_directory`, of this process or of one that has passed it on."""
-    return directory.name.startswith(_prefix()) and (directory / _USERS).is_file()
+    return directory.name.startswith(_prefix()) and os.path.isfile(directory / _USERS)
 
 
 def hold(directory: Path) -> bool:

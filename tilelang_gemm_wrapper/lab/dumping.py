@@ -53,18 +53,40 @@ def dump(
     directory = Path(to)
     earlier = _earlier_dump(directory)
     sources = kernels.installed_sources(kernel)
-    with _writable(directory), kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
-        built = kernels.build(case, arch, "python", "", {})
-        sources = {module: sources[module] for module in sources if module in loaded}
-        written = _described(case, built, sources, kernel, parameters, arch)
-    if earlier is not None:
-        dumps.remove_levels(directory, earlier)
-    dumps.write_levels(directory, built.levels, sources)
-    sass = disassembly(built.cubin)
-    if sass is not None:
-        (directory / "kernel.sass").write_text(sass)
-    written.write(directory)
+    with _writable(directory):
+        with kernels.case_of(kernel, parameters, arch, sources) as (case, loaded):
+            built = kernels.build(case, arch, "python", "", {})
+            sources = {module: sources[module] for module in sources if module in loaded}
+            written = _described(case, built, sources, kernel, parameters, arch)
+        sass = disassembly(built.cubin)
+        with _put_in_place(directory, earlier) as beside:
+            dumps.write_levels(beside, built.levels, sources)
+            if sass is not None:
+                (beside / "kernel.sass").write_text(sass)
+            written.write(beside)
     return written
+
+
+@contextmanager
+def _put_in_place(directory: Path, earlier: Dump | None) -> Iterator[Path]:
+    """A folder whose files come into `directory`, for those of an earlier dump, once all are written.
+
+    Raises ValueError where they do not fit; `directory` is then as it was.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=directory) as name:
+            beside = Path(name)
+            yield beside
+            if earlier is not None:
+                dumps.remove_levels(directory, earlier)
+            for path in sorted(beside.iterdir(), reverse=True):  # dump.json comes last: it makes it a dump
+                path.replace(directory / path.name)
+    except OSError as failure:
+        raise _unwritable(directory, failure) from failure
+
+
+def _unwritable(directory: Path, failure: OSError) -> ValueError:
+    return ValueError(f"{directory} cannot be written to ({failure.strerror}); give another folder")
 
 
 @contextmanager
@@ -83,9 +105,7 @@ def _writable(directory: Path) -> Iterator[None]:
             with tempfile.TemporaryFile(dir=directory):
                 pass
         except OSError as failure:
-            raise ValueError(
-                f"{directory} cannot be written to ({failure.strerror}); give another folder"
-            ) from failure
+            raise _unwritable(directory, failure) from failure
         yield
     except BaseException:
         for folder in reversed(made):

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..core.compile_cache import alone
 from ..core.device import KNOWN_DEVICES, Device, canonical_name
 from ..core.kernel_cache import OWN_FOLDERS, cache_directory, known_directory
 from ..core.whole_file import replacing
@@ -31,6 +32,7 @@ _AS_TIMED = {
     "float8_e4m3fn": "bfloat16 x float8_e4m3fn",
 }
 ON_FORGET: list[Callable[[], None]] = []  # caches of what was looked up here
+BACKENDS = ("tilelang", "triton", "torch")
 DEFAULT = "triton"  # runs wherever an NVIDIA GPU is, and compiles fastest
 
 
@@ -105,8 +107,14 @@ def add(device: Device, entry: Entry) -> Path:
     """Keep an entry of this machine, in the place of one for the same class; returns the file."""
     path = cache_directory() / _own_file(device)
     key = entry.op, entry.dtype, shape_class(entry.M, entry.N, entry.K)
-    others = [e for e in _read(path) if (e.op, e.dtype, shape_class(e.M, e.N, e.K)) != key]
-    write(path, [*others, entry])
+    with alone("ops"):  # of two that read, and then write, one would lose its entry
+        try:
+            before = _read(path)
+        except ValueError as error:
+            logger.warning("it is written anew: %s", error)
+            before = ()
+        others = [e for e in before if (e.op, e.dtype, shape_class(e.M, e.N, e.K)) != key]
+        write(path, [*others, entry])
     forget()
     return path
 
@@ -170,14 +178,27 @@ def _is_alike(device: Device) -> Callable[[Path], bool]:
 def _read(path: Path) -> tuple[Entry, ...]:
     """The entries of a file, none if it is not there. ValueError, naming it, for one that is not of them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    names = {f.name for f in fields(Entry)}
     try:
-        items: list[dict[str, Any]] = json.loads(text)
-        return tuple(Entry(**{"N": 0, **{k: v for k, v in item.items() if k in names}}) for item in items)
-    except (TypeError, ValueError, AttributeError) as error:
+        return tuple(map(_entry, json.loads(content)))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no table of measured ops ({error}); remove it or write it anew"
         ) from error
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    """Raises TypeError, ValueError or AttributeError for what is none, or could not serve a call."""
+    names = {f.name for f in fields(Entry)}
+    entry = Entry(**{"N": 0, **{k: v for k, v in item.items() if k in names}})
+    sizes = {"M": (entry.M, 1), "N": (entry.N, 0), "K": (entry.K, 1)}
+    for name, (size, least) in sizes.items():
+        if type(size) is not int or size < least:
+            raise ValueError(f"{name} is {size!r}, expected a whole number of at least {least}")
+    if entry.backend not in BACKENDS:
+        raise ValueError(f"backend is {entry.backend!r}, expected one of {', '.join(BACKENDS)}")
+    if not all(type(value) is int for value in entry.config.values()):
+        raise ValueError(f"config is {entry.config!r}, expected whole numbers")
+    return entry

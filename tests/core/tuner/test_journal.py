@@ -146,3 +146,54 @@ def test_a_directory_is_free_again_after_a_run(tmp_path: Path) -> None:
     for _ in range(2):
         with directory_lock(tmp_path), pytest.raises(DirectoryBusyError), directory_lock(tmp_path):
             pass
+
+
+def test_a_full_disk_costs_the_journal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tilelang_gemm_wrapper.core.tuner import journal as module
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path)
+    journal.append("here", RECORDS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "append", full)
+        for record in RECORDS[1:3]:
+            journal.append("here", record)
+    journal.append("here", RECORDS[3])
+    assert journal.records() == [RECORDS[0], RECORDS[3]] and not journal.is_whole
+    assert caplog.text.count("lacks what --resume would need: No space left") == 1
+
+
+def test_another_users_journal_and_lock_stop_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a directory that a group shares: they can be read, and locked."""
+    with directory_lock(tmp_path):
+        Journal(tmp_path).append("here", TIMING)
+    real = os.open
+
+    def refuse(path: str, flags: int, *more: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with directory_lock(tmp_path), pytest.raises(DirectoryBusyError), directory_lock(tmp_path):
+            pass
+    path_open = Path.open
+
+    def refuse_open(path: Path, mode: str = "r", *more: object, **options: object) -> object:
+        if "a" in mode:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path_open(path, mode, *more, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse_open)
+    journal = Journal(tmp_path)
+    journal.append("here", RECORDS[1])
+    journal.close()
+    assert journal.records() == [TIMING] and not journal.is_whole
+    assert "lacks what --resume would need: Permission denied" in caplog.text

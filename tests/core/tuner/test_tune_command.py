@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -245,3 +246,58 @@ def test_the_script_runs_from_a_checkout(simulate: Simulate, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "out", N, K).entries
     assert "shapes 1/1" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_costs_no_table_and_resume_writes_it(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tilelang_gemm_wrapper.core.tuner import tables
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    log = simulate()
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write_config_file", full)
+        assert command.main(arguments(tmp_path)) == 1
+    captured = capsys.readouterr()
+    assert "its file cannot be written (" in captured.err and "No space left on device" in captured.err
+    assert "--resume writes it from the journal" in captured.err
+    assert "no file written" in captured.out and "swapAB" in captured.out
+    before = log.read_text()
+    assert command.main(arguments(tmp_path, "--resume")) == 0
+    assert written(tmp_path / "out", N, K).entries
+    assert "check" not in log.read_text().removeprefix(before)
+
+
+def test_a_place_that_takes_no_file_is_told_before_anything_starts(
+    simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate()
+    assert command.main(arguments(tmp_path, "--out", "/proc/no"), program="tune") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tune: /proc/no cannot be written (") and line.endswith("; give another --out")
+
+
+def test_a_log_on_a_full_disk_stops_nothing(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert command.main(arguments(tmp_path)) == 0
+        monkeypatch.undo()
+        full.buffer.raw.close()
+
+
+def test_a_full_standard_output_costs_no_report(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    simulate()
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert command.main(arguments(tmp_path)) == 2
+    assert (tmp_path / "results" / H200.name / "tune_N4096_K2048.csv").is_file()

@@ -27,6 +27,8 @@ from tilelang_gemm_wrapper.core.bench import require_gpu
 from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.failure_text import told
+from tilelang_gemm_wrapper.core.kernel_cache import why_unwritable
+from tilelang_gemm_wrapper.core.progress import Forgiving
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -135,7 +137,14 @@ def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def _check_place(options: argparse.Namespace) -> None:
-    """Raise RuntimeError, before anything starts, where no GPU can be there to measure on."""
+    """Raise RuntimeError, before anything starts, where no GPU can be there or --out takes no file."""
+    _check_gpu(options)
+    why = why_unwritable(options.out)
+    if why is not None:
+        raise RuntimeError(f"{options.out} cannot be written ({why}); give another --out")
+
+
+def _check_gpu(options: argparse.Namespace) -> None:
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
     if address is None:
         if options.bench == GPU_BENCH:
@@ -238,11 +247,6 @@ def _report(
 
     if not results:
         return
-    for result in results:
-        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
-        print(columns([report.HEADER, *report.rows_of(result)]))
-        for failure in report.failures_of(result):
-            print(f"  left out: {failure}")
     path = options.results_dir / results[0].device.name / f"tune_{name}.csv"
     written: list[Path] = []
     try:
@@ -253,8 +257,13 @@ def _report(
         with suppress(ImportError):  # matplotlib is in the bench extra
             report.write_plot(path.with_suffix(".png"), results)
             written.append(path.with_suffix(".png"))
-    except OSError as failure:  # the config files are there, and the tables are printed
-        print(f"the report is not written: {told(failure)}", file=sys.stderr)
+    except OSError as error:  # the config files are there, and the tables are printed
+        print(f"the report is not written: {told(error)}", file=sys.stderr)
+    for result in results:
+        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
+        print(columns([report.HEADER, *report.rows_of(result)]))
+        for failure in report.failures_of(result):
+            print(f"  left out: {failure}")
     print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
 
 
@@ -262,6 +271,7 @@ class Display(Listener):
     """One progress bar over the cells, with what was found last; warnings above it."""
 
     def __init__(self) -> None:
+        self._stream = Forgiving(sys.stderr)
         self._bar: tqdm | None = None
         self._shapes = self._finished = self._waiting = 0
         self._best: dict[tuple[int, int, int], float] = {}
@@ -270,7 +280,9 @@ class Display(Listener):
 
     def started(self, shapes: int, cells: int) -> None:
         self._shapes = shapes
-        self._bar = tqdm(total=cells, unit="cell", desc=f"shapes 0/{shapes}", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=cells, unit="cell", desc=f"shapes 0/{shapes}", dynamic_ncols=True, file=self._stream
+        )
 
     def recorded(self, gpu: str, record: Record) -> None:
         if isinstance(record, Timing):
@@ -311,7 +323,7 @@ class Display(Listener):
     def warned(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            tqdm.write(message, file=sys.stderr)
+            tqdm.write(message, file=self._stream)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -19,6 +19,7 @@ from tilelang_gemm_wrapper.core.compile_cache import CompileFailure, CompileJob,
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import Device
+from tilelang_gemm_wrapper.core.failure_text import told
 from tilelang_gemm_wrapper.core.tuner.candidates import first_candidates, more_candidates
 from tilelang_gemm_wrapper.core.tuner.cluster import (
     Cluster,
@@ -356,9 +357,17 @@ class Driver:
     def _conclude(self, shape: Shape) -> None:
         self._active.remove(shape)
         environment = self._environments[shape.device.name]
-        path = self._tables.write(shape.N, shape.K, shape.device, shape.records, environment)
+        try:
+            path = self._tables.write(shape.N, shape.K, shape.device, shape.records, environment)
+        except OSError as failure:
+            path = None
+            why = f"its file cannot be written ({told(failure)})"
+            if self._journal.is_whole:
+                why += "; --resume writes it from the journal"
+        else:
+            why = "no candidate could be timed, so its file is left as it was"
         if path is None:
-            self._listener.warned(f"{shape.name}: no candidate could be timed, so its file is left as it was")
+            self._listener.warned(f"{shape.name}: {why}")
         result = shape.result(path)
         self._results.append(result)
         self._listener.finished(result)
@@ -367,7 +376,12 @@ class Driver:
         """Fit the cost models on the whole journal; return what to resume from, by shape and device."""
         known: dict[tuple[int, int, str], list[Record]] = {}
         for name, environment in self._environments.items():
-            records = self._journal.records(environment_key(environment))
+            try:
+                records = self._journal.records(environment_key(environment))
+            except OSError:
+                if resume:
+                    raise
+                records = []  # the journal has said so
             self._fit(name, records)
             if resume:
                 for record in records:

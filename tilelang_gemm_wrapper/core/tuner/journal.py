@@ -14,12 +14,14 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from tilelang_gemm_wrapper.core.locks import try_lock
 from tilelang_gemm_wrapper.core.tuner.records import Record, from_fields, to_fields
+from tilelang_gemm_wrapper.core.whole_file import append
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +61,21 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FOLDER / "journal.jsonl"
+        self.is_whole = True  # for this run's part
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        self._end_cut_line()
+        self._file: FileIO | None = None
+        try:
+            self._file = self.path.open("a+b", buffering=0)
+            self._end_cut_line(self._file)
+        except OSError as error:
+            self._say_lost(error)
 
-    def _end_cut_line(self) -> None:
+    def _end_cut_line(self, file: FileIO) -> None:
         """A kill may have cut the last line: what is appended must not be glued to it."""
-        if self._file.seek(0, os.SEEK_END):
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
-                self._file.flush()
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                append(file, b"\n")
 
     def append(self, environment: str, record: Record) -> None:
         self._write({"environment": environment, **to_fields(record)})
@@ -79,15 +85,25 @@ class Journal:
         self._write({"record": "environment", "environment": environment_key(environment), **environment})
 
     def _write(self, fields: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(fields).encode() + b"\n")
-        self._file.flush()
+        try:
+            if self._file is not None:
+                append(self._file, json.dumps(fields).encode() + b"\n")
+        except OSError as error:
+            self._say_lost(error)
+
+    def _say_lost(self, error: OSError) -> None:
+        """Once. What is tuned is tuned: only a later run would have used the journal."""
+        if self.is_whole:
+            logger.warning("%s lacks what --resume would need: %s", self.path, error.strerror or error)
+        self.is_whole = False
 
     def records(self, environment: str | None = None) -> list[Record]:
         """The records made in `environment` (all where None), oldest first."""
         return list(read_records(self.path.read_bytes().splitlines(), environment))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 @contextmanager
@@ -98,17 +114,25 @@ def directory_lock(directory: Path, *, wait: bool = False, poll_s: float = 1.0) 
     """
     path = directory / FOLDER / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:  # another user's: it can be locked all the same
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         _take(descriptor, directory, wait, poll_s)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _write_holder(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n")
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            _write_holder(descriptor, "")
     finally:
         os.close(descriptor)
+
+
+def _write_holder(descriptor: int, text: str) -> None:
+    with suppress(OSError):  # on a full disk nobody learns who it is
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _take(descriptor: int, directory: Path, wait: bool, poll_s: float) -> None:
