@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .config_entry import show
 from .config_file import LARGEST_M
 from .failure_text import told
 
@@ -55,21 +56,21 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
+        raise argparse.ArgumentTypeError(f"{show(text)} is no list of whole numbers such as 1,8,64") from None
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+        raise argparse.ArgumentTypeError(f"{show(text)} holds a number below 1")
     if max(numbers) > LARGEST_M:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number above {LARGEST_M}")
+        raise argparse.ArgumentTypeError(f"{show(text)} holds a number above {LARGEST_M}")
     return numbers
 
 
 def whole_number(text: str) -> int:
     """For argparse: "40" as 40, from 1 to `LARGEST_M`."""
     if "," not in text and not text.strip().lstrip("+-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no whole number")
     numbers = whole_numbers(text)
     if len(numbers) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")
+        raise argparse.ArgumentTypeError(f"{show(text)} is {len(numbers)} numbers where one is meant")
     return numbers[0]
 
 

@@ -62,7 +62,7 @@ def dump(
     dumps.write_levels(directory, built.levels, sources)
     sass = disassembly(built.cubin)
     if sass is not None:
-        (directory / "kernel.sass").write_text(sass)
+        (directory / "kernel.sass").write_text(sass, encoding="utf-8")
     written.write(directory)
     return written
 
