@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -191,6 +192,21 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == cli.CANNOT_RUN and "No space left on device" in line
+
+
+def test_an_output_that_is_closed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a service that is started without one: Python has None for it."""
+    monkeypatch.setattr(doctor, "report", lambda: "all well")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["doctor"]) == cli.DONE
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(doctor, "report", lambda: "6.2 µs on NVIDIA_\udcff")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["doctor"]) == cli.DONE
+    assert written.getvalue() == b"6.2 \\xb5s on NVIDIA_\\udcff\n"
 
 
 def test_without_torch_a_command_says_so_in_one_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import operator
 import os
 import sys
@@ -22,6 +23,7 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
 
     Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
     """
+    _take_any_text()
     try:
         try:
             return run()
@@ -37,8 +39,20 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
         return CANNOT_RUN
 
 
+def _take_any_text() -> None:
+    """Let the output take what its encoding has not, such as µs in ASCII: as an escape, not an exception.
+
+    A measurement of an hour must not end at the printing of its table.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _flush() -> None:
     """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
+    if sys.stdout is None:  # closed by who started this: there is nobody to read
+        return
     try:
         sys.stdout.flush()
     except OSError:
