@@ -197,7 +197,8 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
 def test_an_output_that_is_closed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a service that is started without one: Python has None for it."""
     monkeypatch.setattr(doctor, "report", lambda: "all well")
-    monkeypatch.setattr(sys, "stdout", None)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
     assert cli.main(["doctor"]) == cli.DONE
 
 

@@ -7,8 +7,9 @@ import io
 import operator
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO, cast
 
 from .config_entry import show
 from .config_file import LARGEST_M
@@ -23,40 +24,83 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
 
     Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
     """
-    _take_any_text()
-    try:
+    with _unfailing_output():
         try:
-            return run()
-        finally:
-            _flush()
-    except BrokenPipeError:  # `| head` has read enough
-        return DONE
-    except KeyboardInterrupt:
-        print(f"\n{program}: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, RuntimeError, ImportError, OSError) as failure:
-        print(f"{program}: {told(failure)}", file=sys.stderr)
-        return CANNOT_RUN
+            try:
+                return run()
+            finally:
+                _flush()
+        except BrokenPipeError:  # `| head` has read enough
+            return DONE
+        except KeyboardInterrupt:
+            print(f"\n{program}: stopped", file=sys.stderr)
+            return INTERRUPTED
+        except (ValueError, RuntimeError, ImportError, OSError) as failure:
+            print(f"{program}: {told(failure)}", file=sys.stderr)
+            return CANNOT_RUN
 
 
-def _take_any_text() -> None:
-    """Let the output take what its encoding has not, such as µs in ASCII: as an escape, not an exception.
+@contextmanager
+def _unfailing_output() -> Iterator[None]:
+    """Standard output and error that a measurement of an hour does not end at.
 
-    A measurement of an hour must not end at the printing of its table.
+    What their encoding has not, such as µs in ASCII, becomes an escape. One that whoever started this has
+    closed, for which Python has None, goes nowhere; so does standard error once it cannot be written.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Also lest a file that is opened next gets its descriptor, and what libraries say.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+    whole = sys.stderr
+    if not isinstance(whole, _Unfailing):
+        sys.stderr = cast(TextIO, _Unfailing(whole))
+    try:
+        yield
+    finally:
+        sys.stderr = whole
+
+
+class _Unfailing:
+    """A stream that goes nowhere from its first error on: of a full disk, or a reader that has ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _discarding(self._stream):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _discarding(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _discarding(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: it is closed
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _flush() -> None:
     """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
-    if sys.stdout is None:  # closed by who started this: there is nobody to read
-        return
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise
 
 
