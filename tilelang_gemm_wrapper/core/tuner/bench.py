@@ -87,6 +87,7 @@ class GpuBench:
             "sm_count": self._device.sm_count,
             "kernels": code_version(),
             "nvcc": compiler_version(),
+            "triton_gemm": triton_gemm_version(),
             "static_weights": configurer.static_weights(),
         }
 
@@ -288,6 +289,14 @@ class GpuBench:
         if out_of_memory:
             torch.cuda.empty_cache()
         return CandidateError("out_of_memory" if out_of_memory else "error", message)
+
+
+def triton_gemm_version() -> str:
+    """Names the code of the Triton peer, which is ours as well: `code_version` is of the TileLang kernels."""
+    from tilelang_gemm_wrapper import backends
+    from tilelang_gemm_wrapper.core import code_identity
+
+    return code_identity.digest([(f"{backends.__name__}.triton", "gemm")])[:16]
 
 
 def measure(
