@@ -17,6 +17,7 @@ from fresh_python import printed_by
 import tilelang_gemm_wrapper
 from tilelang_gemm_wrapper import cli, demo, doctor, entrypoint
 from tilelang_gemm_wrapper.core import bench
+from tilelang_gemm_wrapper.core.arguments import whole_numbers
 from tilelang_gemm_wrapper.core.config_file import config_file_name
 from tilelang_gemm_wrapper.entrypoint import Warmup
 
@@ -70,6 +71,7 @@ def test_module_runs_as_the_command() -> None:
             "N: '999999999999...9999999999999' is no list of whole numbers",
         ),
         (["explain", "1", "-128", "128"], "128"),
+        (["explain", "5,5", "128", "128"], "'5,5' is 2 numbers where one is meant"),
         (["warmup", "--shapes", "4096x8192"], "expected N,K as in 4096,8192"),
         (["warmup", "--shapes", "4096,"], "'' is no whole number"),
         (["warmup", "--shapes", "4096,0"], "'0' holds a number below 1"),
@@ -409,3 +411,7 @@ def test_shipped_configs_are_all_usable(
     monkeypatch.delenv("SGLANG_TILELANG_GEMM_CONFIG_DIR", raising=False)
     status = cli.main(["configs", "check"])
     assert status == cli.DONE, capsys.readouterr().out
+
+
+def test_a_number_that_is_given_twice_is_there_once() -> None:
+    assert whole_numbers("8,1,8") == (8, 1)

@@ -110,7 +110,7 @@ def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`."""
+    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`, and once."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -119,7 +119,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{show(text)} holds a number below 1")
     if max(numbers) > LARGEST_M:
         raise argparse.ArgumentTypeError(f"{show(text)} holds a number above {LARGEST_M}")
-    return numbers
+    return tuple(dict.fromkeys(numbers))
 
 
 def whole_number(text: str) -> int:
@@ -127,8 +127,8 @@ def whole_number(text: str) -> int:
     if "," not in text and not text.strip().lstrip("+-").isdecimal():
         raise argparse.ArgumentTypeError(f"{show(text)} is no whole number")
     numbers = whole_numbers(text)
-    if len(numbers) > 1:
-        raise argparse.ArgumentTypeError(f"{show(text)} is {len(numbers)} numbers where one is meant")
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{show(text)} is {text.count(',') + 1} numbers where one is meant")
     return numbers[0]
 
 
