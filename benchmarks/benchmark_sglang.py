@@ -251,9 +251,39 @@ def write_csv(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> 
             writer.writerow({**rounded, **facts})
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of `write_csv`. ValueError, with file and line, where they are none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file ({error}); give one that this benchmark wrote") from error
+    missing = {*COLUMNS, "device", "layers", "gpus"} - set(names)
+    if missing or not rows:
+        why = f"lacks the columns {', '.join(sorted(missing))}" if missing else "holds no rows"
+        raise ValueError(f"{path} {why}: give one that this benchmark wrote")
+    for line, row in enumerate(rows, start=2):
+        figures = [row[name] for name in ("low", "value", "high")]
+        is_time = row["what"] in ("decode", "prefill")
+        if None in row.values() or not all(_is_figure(text, is_time) for text in figures if text):
+            raise ValueError(
+                f"{path}, line {line}: it is cut short, or {', '.join(map(str, figures))} are no figures; "
+                f"correct or delete that line"
+            )
+    return rows
+
+
+def _is_figure(text: str, is_time: bool) -> bool:
+    """Whether it is a finite number, and above 0 where it is a time."""
+    try:
+        return (0 if is_time else -math.inf) < float(text) < math.inf
+    except ValueError:
+        return False
+
+
 def report(path: Path) -> str:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     facts = {name: rows[0][name] for name in rows[0] if name not in COLUMNS}
     backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
     lines = [
@@ -368,15 +398,25 @@ def main() -> int:
     parser.add_argument("--report", type=Path, metavar="CSV", help="only write the report of this file")
     options = parser.parse_args()
     if options.report:
-        options.report.with_suffix(".md").write_text(report(options.report), encoding="utf-8")
+        text = report(options.report)
+        options.report.with_suffix(".md").write_text(text, encoding="utf-8")
         return 0
+    options.backends = options.backends.split(",")
+    unknown = [name or repr(name) for name in options.backends if name not in BACKENDS]
+    if unknown:
+        parser.error(f"--backends {','.join(unknown)}: choose from {', '.join(BACKENDS)}")
+    for name in ("repeat", "answers"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name} {getattr(options, name)}: must be 0 or more")
+    if not 0 < options.timeout < math.inf:
+        parser.error(f"--timeout {options.timeout}: must be above 0, and finite")
+    if not isinstance(options.engine_args, dict):
+        parser.error(f"--engine-args {options.engine_args!r}: must be a JSON object")
+    if Path(options.name).name != options.name:
+        parser.error(f"--name {options.name!r}: must be a name, and --out is the directory")
     require_gpu()
     if importlib.util.find_spec("sglang") is None:
         raise RuntimeError("SGLang is not installed in this environment: pip install sglang")
-    options.backends = options.backends.split(",")
-    unknown = [name for name in options.backends if name not in BACKENDS]
-    if unknown:
-        parser.error(f"--backends {','.join(unknown)}: choose from {', '.join(BACKENDS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     work = options.work or Path(tempfile.mkdtemp(prefix="benchmark_sglang-"))
     work.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from tilelang_gemm_wrapper.core.arguments import ending_in_one_line
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.cost_model import CostModel
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
+from tilelang_gemm_wrapper.core.failure_text import first_line
 from tilelang_gemm_wrapper.core.report import BANDS, geomean
 from tilelang_gemm_wrapper.core.results import Cell, gemm_flops
 from tilelang_gemm_wrapper.core.timing import ideal_us
@@ -37,8 +38,14 @@ def table(path: Path) -> str:
     floors: dict[tuple[int, int], float] = {}
     counts: defaultdict[type, int] = defaultdict(int)
     timed: defaultdict[Cell, dict[KernelConfig, float]] = defaultdict(dict)
-    lines = lzma.decompress(path.read_bytes()).splitlines()
-    device = KNOWN_DEVICES[next(name for line in lines if (name := json.loads(line).get("device")))]
+    try:
+        lines = lzma.decompress(path.read_bytes()).splitlines()
+        names = (name for line in lines if (name := json.loads(line).get("device")))
+        device = KNOWN_DEVICES[next(names, "no device")]
+    except (lzma.LZMAError, ValueError, AttributeError, KeyError) as problem:
+        raise ValueError(
+            f"{path} is no tuning journal of a known device, packed with xz ({first_line(problem)})"
+        ) from problem
     for record in read_records(lines):
         counts[type(record)] += 1
         if isinstance(record, ShapeConditions) and record.floor_us:
@@ -50,6 +57,8 @@ def table(path: Path) -> str:
             if record.stage == "final" and record.config.kernel_type != "triton":
                 times = ours if record.config.is_tilelang else deep_gemm
                 times[cell] = min(times.get(cell, record.p50_us), record.p50_us)
+    if not ours.keys() & deep_gemm.keys():
+        raise ValueError(f"{path} holds no final timing of a TileLang kernel beside DeepGEMM's at a public M")
     model = CostModel(device)
     lines_of_table = [
         "| M | cells | ÷ DeepGEMM (worst) | ÷ ideal (worst) | model's first ÷ fastest (worst, of cells) |",
@@ -59,6 +68,8 @@ def table(path: Path) -> str:
         cells = [cell for cell in ours if holds(cell[0]) and cell in deep_gemm]
         versus = [ours[cell] / deep_gemm[cell] for cell in cells]
         band = {cell: times for cell, times in timed.items() if holds(cell[0]) and len(times) >= EXPLORED}
+        if not cells:
+            continue
         ideal = [ours[cell] / ideal_us(floors[cell[1:]], gemm_flops(*cell), device) for cell in cells]
         lines_of_table.append(
             f"| {label} | {len(cells)} | {geomean(versus):.2f} ({max(versus):.2f}) "

@@ -41,8 +41,9 @@ def _names(known: Sequence[str], what: str) -> Callable[[str], tuple[str, ...]]:
         names = tuple(text.split(","))
         unknown = [name for name in names if name not in known]
         if unknown:
+            shown = ", ".join(name or repr(name) for name in unknown)
             raise argparse.ArgumentTypeError(
-                f"unknown {what} {', '.join(unknown)}: choose from {', '.join(dict.fromkeys(known))}"
+                f"unknown {what} {shown}: choose from {', '.join(dict.fromkeys(known))}"
             )
         return names
 

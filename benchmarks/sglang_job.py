@@ -278,6 +278,8 @@ def write(job: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("{"):
+        sys.exit("sglang_job.py is a process of benchmark_sglang.py: run that")
     this_job = json.loads(sys.argv[1])
     tasks = {"engine": run_engine, "weights": write_random_weights, "errors": layer_errors}
     tasks[this_job["task"]](this_job)

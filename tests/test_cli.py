@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from fresh_python import printed_by
 import tilelang_gemm_wrapper
 from tilelang_gemm_wrapper import cli, demo, doctor, entrypoint
 from tilelang_gemm_wrapper.core import bench
+from tilelang_gemm_wrapper.core.arguments import whole_numbers
 from tilelang_gemm_wrapper.core.config_file import config_file_name
 from tilelang_gemm_wrapper.entrypoint import Warmup
 
@@ -64,8 +66,12 @@ def test_module_runs_as_the_command() -> None:
         (["explain", "0", "128", "128"], "'0' holds a number below 1"),
         (["explain", "1", "99999999999999999999", "128"], "holds a number above 2147483647"),
         (["explain", "1", "x", "128"], "'x' is no whole number"),
-        (["explain", "1", "9" * 5000, "128"], "is no list of whole numbers"),
+        (
+            ["explain", "1", "9" * 5000, "128"],
+            "N: '999999999999...9999999999999' is no list of whole numbers",
+        ),
         (["explain", "1", "-128", "128"], "128"),
+        (["explain", "5,5", "128", "128"], "'5,5' is 2 numbers where one is meant"),
         (["warmup", "--shapes", "4096x8192"], "expected N,K as in 4096,8192"),
         (["warmup", "--shapes", "4096,"], "'' is no whole number"),
         (["warmup", "--shapes", "4096,0"], "'0' holds a number below 1"),
@@ -188,6 +194,22 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == cli.CANNOT_RUN and "No space left on device" in line
+
+
+def test_an_output_that_is_closed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a service that is started without one: Python has None for it."""
+    monkeypatch.setattr(doctor, "report", lambda: "all well")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["doctor"]) == cli.DONE
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(doctor, "report", lambda: "6.2 µs on NVIDIA_\udcff")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["doctor"]) == cli.DONE
+    assert written.getvalue() == b"6.2 \\xb5s on NVIDIA_\\udcff\n"
 
 
 def test_without_torch_a_command_says_so_in_one_line() -> None:
@@ -397,3 +419,7 @@ def test_without_standard_output_a_command_ends_as_with_it(monkeypatch: pytest.M
 
     monkeypatch.setattr(sys, "stdout", None)
     assert ending_in_one_line("tune", lambda: print("found") or 0) == 0
+
+
+def test_a_number_that_is_given_twice_is_there_once() -> None:
+    assert whole_numbers("8,1,8") == (8, 1)

@@ -646,3 +646,12 @@ def test_an_explanation_shows_every_split_of_k_and_cannot_be_changed():
 def test_public_names():
     for name in tilelang_gemm_wrapper.__all__:
         assert getattr(tilelang_gemm_wrapper, name) is not None
+
+
+def test_nested_operands_are_refused_in_words() -> None:
+    """They have no shape, which C would be allocated by."""
+    nested = torch.nested.nested_tensor([torch.zeros(128), torch.zeros(128)])
+    plain = torch.zeros(16, 128)
+    for A, B, name in ((nested, plain, "A"), (plain, nested, "B")):
+        with pytest.raises(ValueError, match=f"{name} is nested, expected torch.strided"):
+            gemm_nt_f8f8bf16((A, plain), (B, plain))

@@ -220,6 +220,10 @@ def test_wrong_options_are_refused() -> None:
     x = torch.zeros(2, 128)
     with pytest.raises(ValueError, match="group_size is 0; expected a positive int"):
         per_token_group_quant_fp8_reference(x, group_size=0)
+    with pytest.raises(ValueError, match=r"block_size is 128; expected a pair such as \(128, 128\)"):
+        per_block_quant_fp8(x, 128)
+    with pytest.raises(ValueError, match=r"w has layout torch\.sparse_coo, expected torch\.strided"):
+        per_block_quant_fp8(x.to_sparse())
     with pytest.raises(ValueError, match=r"block_size\[1\] is -128"):
         per_block_quant_fp8(x, (128, -128))
     for layout in ("column", "rows", "tma", ""):

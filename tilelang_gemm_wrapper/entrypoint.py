@@ -18,7 +18,7 @@ from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import Device, cpu_device, device_of, known_device, why_no_cuda
 from tilelang_gemm_wrapper.core.dispatch import build_table, why_shape_unfit
 from tilelang_gemm_wrapper.core.failure_text import first_line
-from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
+from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, is_nested, operand_problem
 from tilelang_gemm_wrapper.core.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,10 @@ def gemm_nt_f8f8bf16(
             C = torch.empty(shape, dtype=torch.bfloat16, device=A_values.device)
     except (AttributeError, IndexError, TypeError, ValueError):
         raise operand_problem(A, B) from None
+    except RuntimeError:
+        if is_nested(A) or is_nested(B):
+            raise operand_problem(A, B) from None
+        raise  # out of memory
     if type(A_values) is torch.Tensor and not is_compiling():
         _launch(A_values, A_scale, B_values, B_scale, C)
     else:  # traced, fake or subclassed tensors go through the dispatcher

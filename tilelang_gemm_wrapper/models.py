@@ -240,17 +240,28 @@ def _find(model: str | os.PathLike[str], revision: str | None, offline: bool) ->
         return checkpoint
     tried = "; ".join(f"({number}) {error}" for number, error in enumerate(failures, start=1))
     raise ValueError(
-        f"{name}: its shapes were not found. No directory of that name has a {CONFIG_FILE}, and tried were: "
+        f"{name}: its shapes were not found. {_no_directory(name)}, and tried were: "
         f"{tried}. Check the id, or download the model (hf download {name}), or give N and K"
     )
 
 
 def _directory(model: str | os.PathLike[str]) -> Path | None:
-    """The directory that `model` means; None where it is an id."""
+    """The directory that `model` means; None where it is an id. ValueError for an empty name."""
     directory = Path(model).expanduser()
+    if not os.fspath(model):
+        raise ValueError("the model has no name; give a directory or a model id")
     # A directory that is named like a model but holds none, say of results, does not hide the model.
     is_path = not isinstance(model, str) or not _MODEL_ID.fullmatch(model)
     return directory if is_path or (directory / CONFIG_FILE).is_file() else None
+
+
+def _no_directory(name: str) -> str:
+    path = Path(name).expanduser()
+    if os.path.isfile(path):
+        return f"That is a file, where the directory with its {CONFIG_FILE} is expected"
+    if os.path.isdir(path):
+        return f"The directory of that name has no {CONFIG_FILE}"
+    return f"No directory of that name has a {CONFIG_FILE}"
 
 
 def _sources(model: str, revision: str | None, offline: bool) -> Iterable[Callable[[], Checkpoint]]:

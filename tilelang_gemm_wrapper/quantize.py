@@ -77,7 +77,10 @@ def per_block_quant_fp8(
     float32, row-major. Raises TypeError for another dtype, ValueError for another shape or block size.
     """
     _check_source(w, "w", "(N, K)")
-    block_n, block_k = block_size
+    try:
+        block_n, block_k = block_size
+    except (TypeError, ValueError):
+        raise ValueError(f"block_size is {block_size!r}; expected a pair such as (128, 128)") from None
     _check_positive(block_n, "block_size[0]")
     _check_positive(block_k, "block_size[1]")
     N, K = w.shape
@@ -159,11 +162,19 @@ def check_rounding(rounding: str) -> None:
         raise ValueError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, _ROUNDINGS))}")
 
 
+def check_dense(name: str, x: torch.Tensor) -> None:
+    """ValueError for a sparse or nested tensor: such have no strides, and PyTorch says that less clearly."""
+    if x.layout is not torch.strided or x.is_nested:
+        what = "is nested" if x.is_nested else f"has layout {x.layout}"
+        raise ValueError(f"{name} {what}, expected torch.strided; pass a dense tensor")
+
+
 def _check_source(x: torch.Tensor, name: str, shape: str) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor of shape {shape}")
     if x.dtype not in _SOURCE_DTYPES:
         raise TypeError(f"{name} is {x.dtype}; expected float32, bfloat16 or float16: convert it first")
+    check_dense(name, x)
     if x.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected two dimensions {shape}: reshape it")
     if x.shape[1] == 0:

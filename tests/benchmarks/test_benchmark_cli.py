@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import runpy
 import subprocess
 import sys
@@ -68,6 +69,10 @@ def test_without_a_gpu_it_says_why_and_exits_2(without_gpu, capsys, tmp_path, mo
             "inf: must be above 0, and finite",
         ),
         (["--from-csv", "no such file.csv"], "no such file.csv"),
+        (["--from-csv", "x.csv", "--resume"], "--resume cannot be given with it: leave one out"),
+        (["--from-csv", "x.csv", "--m", "1", "--output", "y.csv"], "so --m, --output cannot be given"),
+        (["--shapes", "public", "--N", "0"], "not both"),
+        (["--N", "4096", "--K", "8192", "--providers", "triton,"], "unknown provider '': choose"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_runs(arguments, message, without_gpu, capsys):
@@ -133,6 +138,48 @@ def test_a_file_that_is_missing_is_one_line(script, arguments, run_script):
     status, line = run_script(script, *arguments)
     assert status == 2
     assert line == f"{script}.py: {arguments[-1]}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        lzma.compress(b""),
+        lzma.compress(b"[]\n"),
+        lzma.compress(b'{"device": "NVIDIA_H200"}\n')[:-4],
+        lzma.compress(b'{"device": "an abacus"}\n'),
+        lzma.compress(b'{"device": "NVIDIA_H200"}\n'),
+    ],
+)
+def test_a_journal_that_is_none_is_one_line(content, run_script, tmp_path):
+    path = tmp_path / "journal.jsonl.xz"
+    path.write_bytes(content)
+    status, line = run_script("journal_by_band", str(path))
+    assert status == 2
+    assert line.startswith(f"journal_by_band.py: {path} ")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--backends", "deep_gemm,"], "--backends '': choose from"),
+        (["--repeat", "-1"], "--repeat -1: must be 0 or more"),
+        (["--timeout", "nan"], "--timeout nan: must be above 0"),
+        (["--engine-args", "[]"], "--engine-args []: must be a JSON object"),
+        (["--name", "a/b"], "--name 'a/b': must be a name"),
+    ],
+)
+def test_wrong_arguments_of_the_sglang_benchmark_are_told_before_anything_runs(
+    arguments, complaint, monkeypatch, capsys
+):
+    path = SCRIPT.with_name("benchmark_sglang.py")
+    monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_without_sglang_its_benchmark_says_so(run_script, monkeypatch):

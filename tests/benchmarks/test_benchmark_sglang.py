@@ -44,6 +44,25 @@ def test_published_reports_are_those_of_their_figures(benchmark, path):
     assert path.with_suffix(".md").read_text(encoding="utf-8") == benchmark.report(path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: "", "lacks the columns K, M, N, backend"),
+        (lambda text: "a,b\n1,2\n", "lacks the columns"),
+        (lambda text: text.splitlines()[0] + "\n", "holds no rows"),
+        (lambda text: text[: text.rindex(",")], r"line \d+: it is cut short"),
+        (lambda text: text.replace("\ndecode,", "\ndecode,,,,,0,0,0,", 1), "0, 0, 0 are no figures"),
+        (lambda text: "\udcff", "is no CSV file"),
+    ],
+)
+def test_a_file_without_figures_is_refused_by_name(benchmark, tmp_path, damage, reason):
+    path = tmp_path / "sglang_x.csv"
+    text = damage(PUBLISHED[0].read_text(encoding="utf-8"))
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=rf"sglang_x\.csv.* {reason}"):
+        benchmark.report(path)
+
+
 def test_log_probabilities_count_until_the_tokens_part(benchmark):
     ours = [[[-1.0, 7], [-2.0, 8], [-9.0, 1], [-9.0, 3]], [[-1.0, 5]]]
     theirs = [[[-1.5, 7], [-2.0, 8], [-1.0, 2], [-1.0, 3]], [[-2.0, 5]]]

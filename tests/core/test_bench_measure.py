@@ -168,6 +168,62 @@ def test_one_wrong_element_in_a_quarter_of_a_million_is_never_timed(bench, wrong
     assert "expected" in cell["deep_gemm"].reason
 
 
+def a_row_too_many(case):
+    def call(i):
+        case.C.copy_(case.expected.result)
+        case.matrix.C[case.M] = 0
+        return case.C
+
+    return call
+
+
+@pytest.mark.parametrize("ms", [(3, 4), (4,)])
+def test_rows_beyond_m_are_never_timed(bench, ms):
+    """Behind the last M too."""
+    for cell in bench.run({"triton": right, "deep_gemm": a_row_too_many}, ms=ms):
+        assert cell["triton"].p50_us == 10.0
+        assert cell["deep_gemm"].p50_us is None
+        assert "it wrote outside its " in cell["deep_gemm"].reason
+
+
+def wrong_from_the_third_call_on(case):
+    calls = iter(range(10**6))
+
+    def call(i):
+        case.C.copy_(case.expected.result)
+        if next(calls) >= 2:
+            case.C[-1, -1] *= -1
+        return case.C
+
+    return call
+
+
+def raising_from_the_third_call_on(case):
+    calls = iter(range(10**6))
+
+    def call(i):
+        if next(calls) >= 2:
+            raise RuntimeError("misaligned address")
+        case.C.copy_(case.expected.result)
+        return case.C
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        (wrong_from_the_third_call_on, "element (3, 255) is"),
+        (raising_from_the_third_call_on, "RuntimeError: misaligned address"),
+    ],
+)
+def test_what_is_wrong_after_it_was_timed_has_no_time(bench, provider, reason):
+    (cell,) = bench.run({"triton": provider, "cublas": right})
+    assert cell["triton"].p50_us is None
+    assert cell["triton"].reason.startswith("wrong after it was timed: ") and reason in cell["triton"].reason
+    assert cell["cublas"].p50_us == 10.0
+
+
 def test_a_k_whose_integer_sums_are_not_exact_is_compared_within_bounds_alone(bench, monkeypatch):
     monkeypatch.setattr(bench_providers, "MAX_INTEGER_K", K - 1)
     (cell,) = bench.run({"deep_gemm": one_element_rounded_wrong}, ms=(1000,))

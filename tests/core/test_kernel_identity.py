@@ -144,7 +144,9 @@ def test_static_weights_name_the_journal(monkeypatch):
 def sources(tmp_path, monkeypatch):
     """A copy of this package's text to edit."""
     copy = tmp_path / "package"
-    shutil.copytree(PACKAGE / "core", copy / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("core", "backends"):
+        shutil.copytree(PACKAGE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE / "configurer.py", copy)
     (copy / "__init__.py").touch()
     monkeypatch.setattr(code_identity, "_ROOT", copy)
     return copy / "core"
@@ -228,3 +230,13 @@ def test_without_nvcc_and_a_cache(monkeypatch):
     monkeypatch.setattr(cuda_toolchain, "nvcc_version", missing)
     assert compile_cache.compiler_version() == "none"
     assert not compile_cache.is_compiled(JOB)
+
+
+def test_the_code_of_the_triton_peer_names_the_tuning_environment_alone(sources):
+    """It is no TileLang kernel, but its timings are none to resume from once it has changed."""
+    before, kernels = tuning_environment(), marker()
+    edit(sources.parent / "backends" / "_triton_kernel.py", "import triton", "# a comment\nimport triton")
+    assert tuning_environment() == before
+    edit(sources.parent / "backends" / "_triton_kernel.py", "tl.dot(", "-tl.dot(")
+    assert tuning_environment() != before
+    assert marker() == kernels

@@ -158,6 +158,11 @@ REFUSED = {
         ValueError,
         ["C has layout torch.sparse_coo", "torch.strided", "dense"],
     ),
+    "C nested": (
+        {"C": torch.nested.nested_tensor([torch.zeros(48, dtype=BF16)] * 4)},
+        ValueError,
+        ["C is nested", "torch.strided", "dense"],
+    ),
     "no K": ({"K": 0}, ValueError, ["A is (4, 0)", "B (48, 0)", "at least 1"]),
     "no N": ({"N": 0}, ValueError, ["B (0, 256)", "at least 1"]),
     "K differs": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import os
@@ -109,6 +110,36 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     path.write_text("\n".join((header, first, damage(second))) + "\n")
     with pytest.raises(ValueError, match=r"rows\.csv, line 3"):
         read_rows(path, Row)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "reason"),
+    [
+        ("M", "1.5", "M is '1.5', expected a whole number of at least 0"),
+        ("M", "-4", "M is '-4'"),
+        ("K", "9" * 5000, "K is '9{12}"),
+        ("p50_us", "nan", "p50_us is 'nan', expected a time above 0, and finite"),
+        ("p50_us", "0", "p50_us is '0'"),
+        ("ideal_us", "-1", "ideal_us is '-1'"),
+        ("floor_us", "inf", "floor_us is 'inf'"),
+        ("tflops", "nan", "tflops is 'nan', expected a finite number"),
+        ("p50_us", "fast", "p50_us is 'fast', expected a number"),
+    ],
+)
+def test_what_cannot_have_been_measured_is_refused_by_line_and_column(tmp_path, field, text, reason):
+    path = tmp_path / "rows.csv"
+    timed = row("triton", p50_us=2.0, ideal_us=1.0, floor_us=1.0, tflops=3.0)
+    write_rows(path, [row("cublas"), timed], Row)
+    header, first, second = csv.reader(path.read_text().splitlines())
+    second[header.index(field)] = text
+    path.write_text("\n".join(",".join(cells) for cells in (header, first, second)) + "\n")
+    with pytest.raises(ValueError, match=rf"rows\.csv, line 3: {reason}.*; correct or delete that line"):
+        read_rows(path, Row)
+
+
+def test_the_error_of_nan_is_read_again(tmp_path):
+    write_rows(tmp_path / "rows.csv", [row("triton", error=math.inf, reason="wrong")], Row)
+    assert read_rows(tmp_path / "rows.csv", Row)[0].error == math.inf
 
 
 def test_flops_and_bytes_of_a_gemm():

@@ -24,6 +24,7 @@ from tilelang_gemm_wrapper.lab.dumps import Dump, cubin_capability, ptx_paramete
 
 from .lab_cases import write_add
 
+FIELDS = {"block_M": 64, "block_N": 16, "num_stages": 4, "threads": 256}
 TILE = {"block_M": 64, "block_N": 64, "group_M": 8, "num_warps": 4, "num_stages": 3}
 
 
@@ -124,7 +125,9 @@ def test_running_needs_a_gpu(folder: Path) -> None:
         ("swapAB", {"arch": "sm_75"}, "arch is 'sm_75'; expected one of sm_80"),
         ("gemv_triton", {"M": 4}, "gemv_triton has no M; its sizes are N, K"),
         ("gemv_triton", {"config": {"block_M": 64}}, "gemv_triton has no config"),
-        ("swapAB", {"config": {"block_M": 63, "block_N": 16, "threads": 256}}, "block_M = 63"),
+        ("swapAB", {"config": FIELDS | {"block_M": 63}}, "block_M = 63"),
+        ("swapAB", {"config": {"threads": 256}}, "has no block_M, block_N, num_stages; give every field"),
+        ("splitK", {"config": FIELDS}, "the config has no split_k; give every field"),
         ("swapAB", {"N": 100}, "N = 100"),
         ("swapAB", {"config": {"blockM": 64}}, "has no field blockM; its fields are block_K, block_M"),
         ("triton_gemm", {"config": {"stages": 4}}, "the config has no field stages; its fields are block_M"),
@@ -201,6 +204,27 @@ def test_user_functions_that_are_no_cases(tmp_path: Path) -> None:
         dump(f"{file}:not_a_case", tmp_path / "dump")
     with pytest.raises(ValueError, match="N cannot be given with"):
         dump(f"{file}:case", tmp_path / "dump", N=4)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def case(:\n", r"own\.py, line 1: SyntaxError: invalid syntax"),
+        ("\n1 / 0\n", r"own\.py, line 2: ZeroDivisionError: division by zero; correct the file"),
+        ("def case(arch):\n    return {}[arch]\n", r"own\.py, line 2: KeyError: 'sm_90a'"),
+        ("def case():\n    pass\n", r"own\.py: TypeError: case\(\) takes 0 positional arguments"),
+        ("import sys\nsys.exit(3)\n", r"own\.py, line 2: SystemExit: 3"),
+        (b"\xff", r"own\.py is no Python source \(UnicodeDecodeError"),
+    ],
+)
+def test_a_user_file_that_is_wrong_is_told_with_its_line(
+    tmp_path: Path, source: str | bytes, reason: str
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_bytes(source if isinstance(source, bytes) else source.encode())
+    with pytest.raises(ValueError, match=reason):
+        dump(f"{file}:case", tmp_path / "dump")
+    assert not (tmp_path / "dump").exists()
 
 
 @pytest.mark.parametrize("name", ["json.py", "triton.py", "my-kernel.py"])

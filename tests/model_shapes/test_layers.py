@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,19 @@ def test_another_block_size_is_refused(tmp_path: Path, quantization: dict[str, o
     config = QWEN3.config | {"quantization_config": quantization}
     with pytest.raises(ValueError, match=r"weight blocks of \[1, 128\]; the kernels have \[128, 128\]"):
         weight_shapes(write(tmp_path, config, tensors_of(QWEN3)))
+
+
+@pytest.mark.parametrize("size", [128, 8.5, True, math.nan, "128", [128], {"rows": 128}, []])
+def test_a_block_size_of_any_kind_is_refused(tmp_path: Path, size: object):
+    config = QWEN3.config | {"quantization_config": {"weight_block_size": size}}
+    with pytest.raises(ValueError, match=r"weight blocks of .*; the kernels have \[128, 128\]"):
+        weight_shapes(write(tmp_path, config, tensors_of(QWEN3)))
+
+
+@pytest.mark.parametrize("groups", [5, [1], {"group_0": 5}, {"group_0": {"weights": [1]}}])
+def test_groups_without_a_block_size_name_none(tmp_path: Path, groups: object):
+    config = QWEN3.config | {"quantization_config": {"config_groups": groups}}
+    assert weight_shapes(write(tmp_path, config, tensors_of(QWEN3))).shapes
 
 
 def test_a_bf16_model_is_refused_with_what_it_holds(tmp_path: Path):

@@ -128,7 +128,13 @@ def _name_one_more_tensor(file: Path) -> None:
         ("config.json", Path.unlink, r"config\.json not found in .*"),
         ("config.json", lambda file: file.write_text("{"), r"config\.json cannot be read \(JSONDecodeError"),
         ("config.json", lambda file: file.write_text("[]"), r"config\.json holds no JSON object"),
+        (
+            "config.json",
+            lambda file: file.write_text("[" * 10**5),
+            r"config\.json cannot be read \(Recursion",
+        ),
         (INDEX, lambda file: file.write_text("{}"), "has no weight_map"),
+        (INDEX, lambda file: file.write_text('{"weight_map": {"a": 5}}'), "places a in 5, expected a file's"),
         (INDEX, _name_one_more_tensor, r"no tensor model\.extra\.weight, which .* places in model-00001-of"),
         (
             "model-00002-of-00002.safetensors",
@@ -174,6 +180,20 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path):
 def test_a_missing_directory_is_said_without_asking_anyone(given: str | Path):
     with pytest.raises(ValueError, match="is no directory; give one with"):
         weight_shapes(given)
+
+
+def test_a_file_or_a_folder_without_config_is_said_to_be_that(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path / "model", QWEN3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"That is a file, where the directory with its config\.json is"):
+        weight_shapes("model/config.json")
+    with pytest.raises(ValueError, match=r"The directory of that name has no config\.json, and tried"):
+        weight_shapes("empty")
+    with pytest.raises(ValueError, match="the model has no name; give a directory or a model id"):
+        weight_shapes("")
 
 
 # The cache

@@ -69,7 +69,7 @@ TARGETS = {
         Target(
             "core/tuner/bench.py",
             ("core/tuner/test_accept.py",),
-            ("check", "_check_layouts", "_require_same_inputs", "_check_on_all", "_check_once"),
+            ("check", "_check_layouts", "_require_same_inputs", "_check_on_all", "_check_once", "_result"),
         ),
     )
 }

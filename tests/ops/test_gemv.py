@@ -40,6 +40,9 @@ def test_under_torch_compile():
 @pytest.mark.parametrize(
     ("x", "w", "error", "match"),
     [
+        (None, W, TypeError, r"x is a NoneType, expected a torch\.Tensor"),
+        (X, None, TypeError, r"W is a NoneType, expected a torch\.Tensor"),
+        (X.to_sparse(), W, ValueError, r"x has layout torch\.sparse_coo, expected torch\.strided"),
         (1.0, W, TypeError, r"x is a float, expected a torch\.Tensor"),
         ((X, X, X), W, TypeError, r"x is a tuple of 3, expected \(values, scales\)"),
         (X.float(), W, TypeError, r"x is torch\.float32 and W torch\.bfloat16, expected both"),
@@ -69,6 +72,7 @@ def test_refusals(x, w, error, match):
 @pytest.mark.parametrize(
     ("out", "error", "match"),
     [
+        (5, TypeError, r"out is a int, expected a torch\.Tensor"),
         (torch.empty(2, 70), TypeError, r"out is torch\.float32, expected torch\.bfloat16"),
         (torch.empty(70, 2, dtype=torch.bfloat16), ValueError, r"out has shape .* expected \(2, 70\)"),
         (torch.empty(70, 2, dtype=torch.bfloat16).t(), ValueError, "out has strides .* contiguous buffer"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -104,6 +106,14 @@ def test_under_torch_compile():
         ),
         ((torch.empty(4, 6, 8, 256)[::2, ::2, ::2], WEIGHT), ValueError, "lie in more than two strides"),
         ((X.clone().requires_grad_(), WEIGHT), ValueError, "x requires grad"),
+        ((X.to_sparse(), WEIGHT), ValueError, r"x has layout torch\.sparse_coo, expected torch\.strided"),
+        ((torch.nested.nested_tensor([WEIGHT, WEIGHT]), WEIGHT), ValueError, "x is nested, expected"),
+        ((X, WEIGHT, "1e-6"), ValueError, "eps is '1e-6', expected a finite number of at least 0"),
+        ((X, WEIGHT, None), ValueError, "eps is None"),
+        ((X, WEIGHT, -1e-6), ValueError, "eps is -1e-06"),
+        ((X, WEIGHT, math.nan), ValueError, "eps is nan"),
+        ((X, WEIGHT, torch.ones(2)), ValueError, r"eps is tensor\(\[1., 1.\]\)"),
+        ((X, WEIGHT, 1e-6, None, math.inf), ValueError, "offset is inf, expected a finite number$"),
     ],
 )
 def test_refusals(arguments, error, match):
@@ -125,6 +135,15 @@ def test_refused_outputs_and_residuals():
         fused_add_rmsnorm(memory, memory.bfloat16(), WEIGHT)
     with pytest.raises(ValueError, match="residual overlaps x"):
         fused_add_rmsnorm_quant_fp8(memory, memory, WEIGHT)
+    one_row = torch.randn(1, 256).expand(6, 256)
+    overlap = r"shape .* and strides .*, overlap in memory, and they are written; pass {}\.contiguous\(\)"
+    with pytest.raises(ValueError, match=overlap.format("out")):
+        rmsnorm(X, WEIGHT, out=one_row)
+    with pytest.raises(ValueError, match=overlap.format("x")):
+        fused_add_rmsnorm(one_row, X.clone(), WEIGHT)
+    for op in (fused_add_rmsnorm, fused_add_rmsnorm_quant_fp8):
+        with pytest.raises(ValueError, match=overlap.format("residual")):
+            op(X.clone(), one_row, WEIGHT)
 
 
 def test_groups_behind_a_norm_are_whole():

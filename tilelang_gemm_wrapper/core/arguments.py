@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import operator
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO, cast
 
+from .config_entry import show
 from .config_file import LARGEST_M
 from .failure_text import told
 
@@ -21,19 +24,75 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
 
     Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
     """
-    try:
+    with _unfailing_output():
         try:
-            return run()
-        finally:
-            _flush()
-    except BrokenPipeError:  # `| head` has read enough
-        return DONE
-    except KeyboardInterrupt:
-        print(f"\n{program}: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, RuntimeError, ImportError, OSError) as failure:
-        print(f"{program}: {told(failure)}", file=sys.stderr)
-        return CANNOT_RUN
+            try:
+                return run()
+            finally:
+                _flush()
+        except BrokenPipeError:  # `| head` has read enough
+            return DONE
+        except KeyboardInterrupt:
+            print(f"\n{program}: stopped", file=sys.stderr)
+            return INTERRUPTED
+        except (ValueError, RuntimeError, ImportError, OSError) as failure:
+            print(f"{program}: {told(failure)}", file=sys.stderr)
+            return CANNOT_RUN
+
+
+@contextmanager
+def _unfailing_output() -> Iterator[None]:
+    """Standard output and error that a measurement of an hour does not end at.
+
+    What their encoding has not, such as µs in ASCII, becomes an escape. One that whoever started this has
+    closed, for which Python has None, goes nowhere; so does standard error once it cannot be written.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Also lest a file that is opened next gets its descriptor, and what libraries say.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+    whole = sys.stderr
+    if not isinstance(whole, _Unfailing):
+        sys.stderr = cast(TextIO, _Unfailing(whole))
+    try:
+        yield
+    finally:
+        sys.stderr = whole
+
+
+class _Unfailing:
+    """A stream that goes nowhere from its first error on: of a full disk, or a reader that has ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _discarding(self._stream):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _discarding(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _discarding(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: it is closed
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _flush() -> None:
@@ -42,7 +101,7 @@ def _flush() -> None:
         if sys.stdout is not None:  # a service may have none
             sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise
 
 
@@ -52,25 +111,25 @@ def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`."""
+    """For argparse: "1,8,64" as (1, 8, 64), each from 1 to `LARGEST_M`, and once."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,8,64") from None
+        raise argparse.ArgumentTypeError(f"{show(text)} is no list of whole numbers such as 1,8,64") from None
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+        raise argparse.ArgumentTypeError(f"{show(text)} holds a number below 1")
     if max(numbers) > LARGEST_M:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number above {LARGEST_M}")
-    return numbers
+        raise argparse.ArgumentTypeError(f"{show(text)} holds a number above {LARGEST_M}")
+    return tuple(dict.fromkeys(numbers))
 
 
 def whole_number(text: str) -> int:
     """For argparse: "40" as 40, from 1 to `LARGEST_M`."""
     if "," not in text and not text.strip().lstrip("+-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no whole number")
     numbers = whole_numbers(text)
-    if len(numbers) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is {len(numbers)} numbers where one is meant")
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{show(text)} is {text.count(',') + 1} numbers where one is meant")
     return numbers[0]
 
 

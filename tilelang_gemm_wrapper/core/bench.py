@@ -38,9 +38,8 @@ def _provider_list(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     unknown = [name for name in names if name not in PROVIDER_NAMES]
     if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown provider {', '.join(unknown)}: choose from {', '.join(PROVIDER_NAMES)}"
-        )
+        shown = ", ".join(name or repr(name) for name in unknown)
+        raise argparse.ArgumentTypeError(f"unknown provider {shown}: choose from {', '.join(PROVIDER_NAMES)}")
     return names
 
 
@@ -111,7 +110,8 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 
 def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    if options.from_csv:
+    if options.from_csv is not None:
+        _require_no_measuring(parser, options)
         try:
             rows = read_rows(options.from_csv, Row)
         except (OSError, ValueError) as failure:
@@ -130,9 +130,20 @@ def _main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     return _run(options, shapes)
 
 
+_MEASURING = ("N", "K", "shapes", "m", "providers", "host_overhead", "output", "resume")
+
+
+def _require_no_measuring(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where --from-csv stands beside what it would leave undone without a word."""
+    given = [name for name in _MEASURING if getattr(options, name) != parser.get_default(name)]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"--from-csv measures nothing, so {names} cannot be given with it: leave one out")
+
+
 def _shapes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[tuple[int, int], ...]:
     if options.shapes:
-        if options.N or options.K:
+        if options.N is not None or options.K is not None:
             parser.error("give either --shapes or --N and --K, not both")
         return shapes_of(options.shapes)
     if options.N is None or options.K is None:

@@ -77,8 +77,7 @@ def _measure_cell(
         row = replace(common, provider=name)
         try:
             call = PROVIDERS[name](case)
-            comparison = _result(call, case)
-            why_wrong = comparison.why_wrong()
+            comparison, why_wrong = _checked(call, case)
             if why_wrong is None and integers is not None:
                 why_wrong = _why_inexact(PROVIDERS[name], integers.case(M))
             if name.startswith("tilelang_gemm"):
@@ -105,19 +104,36 @@ def _measure_cell(
             del calls[failure.provider]
             continue
         for name, timing in timings.items():
-            rows[name] = _timed(rows[name], timing, matrix.device)
+            try:
+                _, why_wrong = _checked(calls[name], case, copies=len(matrix.weights))
+            except Exception as failure:
+                stop_if_device_is_lost(name, failure)
+                why_wrong = first_line(failure)
+            if why_wrong is None:
+                rows[name] = _timed(rows[name], timing, matrix.device)
+            else:
+                rows[name] = replace(rows[name], reason=f"wrong after it was timed: {why_wrong}")
         break
     return with_ratios(list(rows.values()))
 
 
-def _result(call: Call, case: Case) -> Comparison:
-    """One call's result beside what is expected of the case."""
-    case.C.fill_(math.nan)  # an element that is not written must not pass for the last provider's
-    return compare(call(0), case.expected)
+def _checked(call: Call, case: Case, copies: int = 1) -> tuple[Comparison, str | None]:
+    """The result beside what is expected of the case, and why it is wrong.
+
+    It is that of the last of `copies` launches, one right behind the other, each with its own weights.
+    """
+    C = case.matrix.C
+    C.fill_(math.nan)  # an element that is not written must not pass for the last provider's
+    for copy in range(copies):
+        out = call(copy)
+    comparison = compare(out, case.expected)
+    if not C[case.M :].isnan().all():
+        return comparison, f"it wrote outside its {case.M} rows of C"
+    return comparison, comparison.why_wrong()
 
 
 def _why_inexact(provider: Callable[[Case], Call], case: Case) -> str | None:
-    why = _result(provider(case), case).why_wrong()
+    _, why = _checked(provider(case), case)
     return f"on integers {why}" if why else None
 
 

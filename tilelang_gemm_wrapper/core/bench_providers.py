@@ -22,6 +22,8 @@ from .wrapper import gemm_for, tilelang_launch
 
 Call = Callable[[int], torch.Tensor]
 
+GUARD_ROWS = 8  # rows of C behind those of the largest M
+
 
 class Refused(RuntimeError):
     """A provider cannot run this case; the message says why and goes into its row."""
@@ -32,8 +34,8 @@ class Matrix:
     """One weight shape with its cold copies and the tokens of the largest M, shared by all M and providers.
 
     A (m_max, K) e4m3, A_scale (m_max, ceil(K/128)) float32 row-major; weights: copies of B (N, K) e4m3 and
-    B_scale (ceil(N/128), ceil(K/128)) float32, equal in value; C (m_max, N) bfloat16; expected: what m_max
-    tokens must give.
+    B_scale (ceil(N/128), ceil(K/128)) float32, equal in value; C (m_max + GUARD_ROWS, N) bfloat16, the last
+    rows of which nobody may write; expected: what m_max tokens must give.
     """
 
     device: Device
@@ -64,7 +66,7 @@ class Matrix:
         B = inputs.B.unsqueeze(0).expand(copies, *inputs.B.shape).contiguous()
         B_scale = inputs.B_scale.unsqueeze(0).expand(copies, *inputs.B_scale.shape).contiguous()
         weights = tuple(zip(B.unbind(), B_scale.unbind(), strict=True))
-        C = inputs.empty_output()
+        C = torch.full((inputs.M + GUARD_ROWS, inputs.N), torch.nan, dtype=torch.bfloat16, device=B.device)
         return cls(device, inputs.N, inputs.K, inputs.A, inputs.A_scale, weights, C, expected)
 
     def case(self, M: int) -> Case:

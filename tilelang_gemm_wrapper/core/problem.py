@@ -114,6 +114,11 @@ def operand_problem(A, B) -> Exception:
     return _why_no_tensors(tensors) or _why_not_2d(tensors) or ValueError("C cannot be allocated; pass it")
 
 
+def is_nested(operand: Any) -> bool:
+    """Whether the values of (values, scales) are a nested tensor, which has no shape to be read."""
+    return isinstance(operand[0], torch.Tensor) and operand[0].is_nested
+
+
 def check_tensors(A, A_scale, B, B_scale, C) -> None:
     """Raise TypeError for the first argument that is no tensor: PyTorch's dispatcher says it less clearly."""
     problem = _why_no_tensors({"A": A, "A_scale": A_scale, "B": B, "B_scale": B_scale, "C": C})
@@ -146,11 +151,6 @@ def _problem_of(A, A_scale, B, B_scale, C) -> Exception:
     problem = _why_not_2d(tensors)
     if problem is not None:
         return problem
-    for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided:
-            return ValueError(
-                f"{name} has layout {tensor.layout}, expected torch.strided; pass a dense tensor"
-            )
     (M, K), N = A.shape, B.shape[0]
     if K == 0 or N == 0:
         return ValueError(f"A is {tuple(A.shape)} and B {tuple(B.shape)}; N and K must be at least 1")
@@ -247,6 +247,9 @@ def _why_no_tensors(values: dict[str, Any]) -> TypeError | None:
 
 def _why_not_2d(tensors: dict[str, torch.Tensor]) -> ValueError | None:
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            what = "is nested" if tensor.is_nested else f"has layout {tensor.layout}"
+            return ValueError(f"{name} {what}, expected torch.strided; pass a dense tensor")
         if tensor.dim() != 2:
             return ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 2 dimensions; reshape it")
     return None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from .config_entry import show
 from .environment import Environment
 from .whole_file import append, replacing, sync
 
@@ -182,9 +185,11 @@ def _parsed(file: TextIO, path: Path, kind: type[AnyRow]) -> list[AnyRow]:
     rows = []
     for values in reader:
         try:
-            rows.append(kind(**{name: _value(values[name], types[name]) for name in types}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            rows.append(kind(**{name: _value(name, values[name], types[name]) for name in types}))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {error}; correct or delete that line"
+            ) from error
     return rows
 
 
@@ -194,11 +199,24 @@ def _text(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _value(text: str | None, kind: str) -> Any:
+def _value(name: str, text: str | None, kind: str) -> Any:
+    """The value of a field as a measurement may have given it; ValueError for any other."""
     if text is None:
-        raise ValueError("the line is cut short; remove it")
+        raise ValueError("it is cut short")
     if kind == "str":
         return text
     if not text and "None" in kind:
         return None
-    return int(text) if kind.startswith("int") else float(text)
+    if kind.startswith("int"):
+        if re.fullmatch(r"[0-9]{1,18}", text) is None:
+            raise ValueError(f"{name} is {show(text)}, expected a whole number of at least 0")
+        return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {show(text)}, expected a number") from None
+    if name.endswith("_us") and not 0 < value < math.inf:
+        raise ValueError(f"{name} is {show(text)}, expected a time above 0, and finite")
+    if name != "error" and not math.isfinite(value):  # the error of NaN is none
+        raise ValueError(f"{name} is {show(text)}, expected a finite number")
+    return value

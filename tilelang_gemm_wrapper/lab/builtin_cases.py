@@ -16,6 +16,7 @@ from ..backends import triton as triton_backend
 from ..core import kernel_registry
 from ..core.arguments import size_of
 from ..core.config import TILELANG_KERNELS, KernelConfig, why_invalid
+from ..core.config_entry import TILE_FIELDS
 from ..core.config_loader import find_config
 from ..core.cost_model import CostModel
 from ..core.default_choice import continued, default_entries
@@ -83,6 +84,9 @@ def gemm_config(
     if not given:
         return chosen_config(kernel_type, M, N, K, device)
     _check_fields(given, {field.name for field in fields(KernelConfig)} - {"kernel_type"})
+    needed = set(TILE_FIELDS) - {"block_K"} | ({"split_k"} if "splitK" in kernel_type else set())
+    if missing := sorted(needed - given.keys()):
+        raise ValueError(f"the config has no {', '.join(missing)}; give every field, or m=16 alone")
     config = KernelConfig(kernel_type, **given)
     why_not = why_invalid(config, N, K, device)
     if why_not is not None:

@@ -106,7 +106,9 @@ def _level_difference(folders: Sequence[Path], level: str) -> Iterator[str]:
     files = sorted({path.name for folder in paths if folder.is_dir() for path in folder.glob("*.py")}) or [""]
     for name in files:
         one, other = (path / name if name else path for path in paths)
-        texts = [file.read_text().splitlines() if file.is_file() else [] for file in (one, other)]
+        texts = [
+            file.read_text(encoding="utf-8").splitlines() if file.is_file() else [] for file in (one, other)
+        ]
         yield from difflib.unified_diff(texts[0], texts[1], str(one), str(other), lineterm="", n=1)
 
 

@@ -62,7 +62,7 @@ def dump(
         with _put_in_place(directory, earlier) as beside:
             dumps.write_levels(beside, built.levels, sources)
             if sass is not None:
-                (beside / "kernel.sass").write_text(sass)
+                (beside / "kernel.sass").write_text(sass, encoding="utf-8")
             written.write(beside)
     return written
 

@@ -59,7 +59,7 @@ class Dump:
         """Raises ValueError where the folder is no dump, or one of another format."""
         path = directory / _MANIFEST
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{directory} is no dump: it has no {_MANIFEST}; make one with lab dump"
@@ -107,7 +107,7 @@ class LevelFile:
 
     def content(self) -> str | bytes:
         """Of a level below Python."""
-        return self.path.read_bytes() if self.level == "cubin" else self.path.read_text()
+        return self.path.read_bytes() if self.level == "cubin" else self.path.read_text(encoding="utf-8")
 
     def sources(self) -> dict[str, str]:
         """The Python level: source by module."""
@@ -116,7 +116,7 @@ class LevelFile:
             path = self.path / f"{module}.py"
             if not path.is_file():
                 raise ValueError(f"{path} is missing, which {self.dump.kernel} is built from; dump it again")
-            sources[module] = path.read_text()
+            sources[module] = path.read_text(encoding="utf-8")
         return sources
 
     @property
@@ -157,13 +157,13 @@ def write_levels(directory: Path, levels: Mapping[str, str | bytes], sources: Ma
     python = directory / _PYTHON
     python.mkdir(parents=True, exist_ok=True)
     for module, source in sources.items():
-        (python / f"{module}.py").write_text(source)
+        (python / f"{module}.py").write_text(source, encoding="utf-8")
     for level, content in levels.items():
         path = level_path(directory, level)
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
-            path.write_text(content)
+            path.write_text(content, encoding="utf-8")
 
 
 def remove_levels(directory: Path, dump: Dump) -> None:

@@ -85,4 +85,4 @@ def source_of(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise RuntimeError(f"module {module} has no source file to dump")
-    return Path(spec.origin).read_text()
+    return Path(spec.origin).read_text(encoding="utf-8")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..core.failure_text import first_line
 from .built import Built
 from .builtin_cases import BUILTIN
 from .cases import Case, TileLangCase, TritonCase, language_of
@@ -48,7 +50,10 @@ def installed_sources(kernel: str) -> dict[str, str]:
     """The source of every module that the kernel may be built from, as it is installed."""
     user = split_user_kernel(kernel)
     if user is not None:
-        return {user[0].stem: user[0].read_text()}
+        try:
+            return {user[0].stem: user[0].read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{user[0]} is no Python source ({first_line(error)})") from error
     return {module: source_of(module) for module in BUILTIN[kernel].modules}
 
 
@@ -69,18 +74,41 @@ def case_of(
 def _user_case(path: Path, function: str, arch: str) -> Case:
     sys.path.insert(0, str(path.parent))  # for what the file imports from beside it
     try:
-        module = importlib.import_module(path.stem)
+        with _told_as_of(path):
+            module = importlib.import_module(path.stem)
     finally:
         sys.path.remove(str(path.parent))
     make = getattr(module, function, None)
     if not callable(make):
         raise ValueError(f"{path} has no function {function!r}")
-    case = make(arch)
+    with _told_as_of(path):
+        case = make(arch)
     if not isinstance(case, TritonCase | TileLangCase):
         raise ValueError(
             f"{function} of {path} returned a {type(case).__name__}; expected a TritonCase or TileLangCase"
         )
     return case
+
+
+@contextmanager
+def _told_as_of(path: Path) -> Iterator[None]:
+    """What running a user's file raises becomes a ValueError that names the file and the line in it."""
+    try:
+        yield
+    except ImportError:  # what is missing, and how to install it, is told of any command
+        raise
+    except (Exception, SystemExit) as failure:
+        here = [
+            frame for frame in traceback.extract_tb(failure.__traceback__) if frame.filename == _file(path)
+        ]
+        line = failure.lineno if isinstance(failure, SyntaxError) else here[-1].lineno if here else None
+        at = f"{path}, line {line}" if line else str(path)
+        raise ValueError(f"{at}: {first_line(failure)}; correct the file") from failure
+
+
+def _file(path: Path) -> str:
+    """The name under which `edited_modules` runs a user's file."""
+    return f"python/{path.stem}.py"
 
 
 def compiler_of(language: str) -> dict[str, str]:

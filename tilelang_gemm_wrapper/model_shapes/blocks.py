@@ -17,11 +17,11 @@ _SCALES = ("weight_scale_inv", "weight_scale", "scale")
 def check_block_size(config: Mapping[str, Any]) -> None:
     """ValueError where config.json names blocks of another size; it need not name any."""
     for quantization in _quantizations(config):
-        groups = (quantization.get("config_groups") or {}).values()
+        groups = _object(quantization.get("config_groups")).values()
         sizes = [quantization.get("weight_block_size")]
-        sizes += [(group.get("weights") or {}).get("block_structure") for group in groups]
+        sizes += [_object(_object(group).get("weights")).get("block_structure") for group in groups]
         for size in sizes:
-            if size is not None and list(size) != [BLOCK, BLOCK]:
+            if size is not None and size not in ([BLOCK, BLOCK], (BLOCK, BLOCK)):
                 raise ValueError(
                     f"quantization_config has weight blocks of {size}; the kernels have [{BLOCK}, {BLOCK}] "
                     f"alone. Take a checkpoint quantised so"
@@ -82,6 +82,10 @@ def _shards(rows: int, scale_rows: int) -> int | None:
     """Into how many equal shards of more than a block `rows` fall, if these have `scale_rows` together."""
     counts = (count for count in range(2, rows // BLOCK) if rows % count == 0)
     return next((count for count in counts if count * -(-rows // count // BLOCK) == scale_rows), None)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _quantizations(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path.name} not found in {path.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
         raise SourceError(f"{path} cannot be read ({first_line(error)}); download it again") from error
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds no JSON object; download it again")
@@ -76,6 +76,12 @@ def _indexed_tensors(directory: Path, index: Mapping[str, Any]) -> dict[str, Ten
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{directory / INDEX_FILE} has no weight_map; download it again")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise SourceError(
+                f"{directory / INDEX_FILE} places {tensor} in {file!r}, expected a file's name; download it "
+                f"again"
+            )
     files = [directory / name for name in sorted(set(weight_map.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:

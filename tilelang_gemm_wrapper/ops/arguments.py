@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..quantize import TMA_ALIGNMENT, ScaleLayout, round_up
+from ..quantize import TMA_ALIGNMENT, ScaleLayout, check_dense, round_up
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 GROUP = 128  # columns that share a scale
@@ -49,6 +49,7 @@ def check_floats(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        check_dense(name, tensor)
         if device is None:
             device, dtype = tensor.device, tensor.dtype
         if tensor.dtype not in FLOATS:
@@ -60,6 +61,18 @@ def check_floats(**tensors: torch.Tensor) -> None:
                 f"{name} is {tensor.dtype} and {first} {dtype}, expected one dtype; convert {name}"
             )
         check_place(name, tensor, first, device)
+
+
+def check_eps(eps: float, offset: float) -> None:
+    """ValueError unless both are finite numbers, eps of at least 0: NaN would come of it, or no kernel."""
+    for name, value, least in (("eps", eps, 0.0), ("offset", offset, -math.inf)):
+        try:
+            fits = least <= value < math.inf and value != -math.inf
+        except (TypeError, RuntimeError):  # RuntimeError: of a tensor of several
+            fits = False
+        if not fits:
+            expected = "a finite number" + (" of at least 0" if name == "eps" else "")
+            raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 def check_place(name: str, tensor: torch.Tensor, first: str, device: torch.device) -> None:
@@ -140,6 +153,16 @@ def rows_of(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[Rows]
         Rows(tensor.as_strided((*sizes, K), (*own, 1)), *own)
         for tensor, own in zip(tensors, strides, strict=True)
     ]
+
+
+def check_rows_apart(name: str, rows: Rows) -> None:
+    """ValueError where rows that are written lie on one another, as `expand` makes them."""
+    steps = zip(rows.tensor.shape, (rows.outer_stride, rows.inner_stride), strict=False)
+    if any(size > 1 and step < rows.K for size, step in steps):
+        raise ValueError(
+            f"the rows of {name}, shape {tuple(rows.tensor.shape)} and strides {rows.tensor.stride()}, "
+            f"overlap in memory, and they are written; pass {name}.contiguous()"
+        )
 
 
 def check_apart(name: str, written: torch.Tensor, **others: torch.Tensor) -> None:

@@ -12,7 +12,14 @@ from tilelang_gemm_wrapper.core import bench_providers, conditions, device, timi
 from tilelang_gemm_wrapper.core.conditions import Conditions
 from tilelang_gemm_wrapper.core.config import KernelConfig
 from tilelang_gemm_wrapper.core.device import KNOWN_DEVICES
-from tilelang_gemm_wrapper.core.tuner.bench import GUARD_ROWS, CandidateError, DeviceLostError, GpuBench
+from tilelang_gemm_wrapper.core.timing import Timing
+from tilelang_gemm_wrapper.core.tuner.bench import (
+    GUARD_ROWS,
+    CandidateError,
+    DeviceLostError,
+    GpuBench,
+    Timed,
+)
 
 M, N, K = 128, 256, 256
 CANDIDATE = KernelConfig("swapAB", 64, 16, 128, 4, 128)
@@ -179,6 +186,106 @@ def test_the_ragged_m_is_a_row_more_than_a_tile_where_there_are_so_many(
     launched.clear()
     bench.check(config, 2)
     assert set(launched) == {2}, "a candidate's ragged M is checked once"
+
+
+def wrong_row_major_scales_behind_the_second_tile(A, A_scale, B, B_scale, C) -> None:
+    if A_scale.is_contiguous() and len(A) > 32:
+        torch_reference.gemm(A[32:], A_scale[:-32].contiguous(), B, B_scale, C[32:])
+
+
+def take_the_stride_of_column_major_scales_for_m(A, A_scale, B, B_scale, C) -> None:
+    if A_scale.stride(0) == 1 and len(A) > 1:
+        packed = A_scale.as_strided((A_scale.shape[1], len(A)), (len(A), 1))
+        torch_reference.gemm(A, packed.t(), B, B_scale, C)
+
+
+def lose_the_last_row_of_the_last_tile_if_it_is_ragged(A, A_scale, B, B_scale, C) -> None:
+    if len(A) % 16 > 1:
+        C[-1] = 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        wrong_row_major_scales_behind_the_second_tile,
+        take_the_stride_of_column_major_scales_for_m,
+        lose_the_last_row_of_the_last_tile_if_it_is_ragged,
+    ],
+)
+def test_what_is_right_at_the_wanted_m_and_layout_alone_is_refused(
+    bench: DamagedBench, damage: Damage
+) -> None:
+    """An entry serves other M too, and calls with scales of either layout."""
+    assert refusal(bench, damage).kind == "wrong"
+
+
+class AddingBench(DamagedBench):
+    """Its candidate adds to what its output held, NaN taken for 0 as a maximum with 0 does."""
+
+    def launcher(self, config: KernelConfig) -> Callable[..., None]:
+        def launch(A, A_scale, B, B_scale, C):
+            held = C.nan_to_num(0)
+            torch_reference.gemm(A, A_scale, B, B_scale, C)
+            C.add_(held)
+
+        return launch
+
+
+def test_a_result_that_is_added_to_the_output_is_refused(bench: DamagedBench) -> None:
+    del bench  # what it replaces on the CPU is wanted
+    assert refusal(AddingBench(), lambda *tensors: None).kind == "not_repeatable"
+
+
+def test_an_output_at_the_place_of_the_first_call_is_refused(bench: DamagedBench) -> None:
+    """As of a launcher that keeps a descriptor of its first output."""
+    first: list[torch.Tensor] = []
+
+    def write_there(A, A_scale, B, B_scale, C) -> None:
+        first.append(C)
+        result = C.clone()
+        C.fill_(torch.nan)
+        first[0][: len(C)] = result[: len(first[0])]
+
+    assert refusal(bench, write_there).kind == "out_of_bounds"
+
+
+def test_rows_beside_the_result_of_the_second_run_are_out_of_bounds(bench: DamagedBench) -> None:
+    calls = iter(range(10**6))
+
+    def write_beside(A, A_scale, B, B_scale, C) -> None:
+        if next(calls) % 2:
+            whole = torch.empty(0, dtype=C.dtype).set_(C.untyped_storage()).view(-1, N)
+            whole[-1, 3] = 1
+
+    assert refusal(bench, write_beside).kind == "out_of_bounds"
+
+
+def timed_after(bench: DamagedBench, monkeypatch: pytest.MonkeyPatch, damage: Damage) -> list[Timed]:
+    """What `time` gives of a candidate that is right when it is checked, and damaged from then on."""
+
+    def time_interleaved(calls, copies, budget_ms, least_rounds):
+        for call in calls.values():
+            call(copies - 1)
+        return {name: Timing(9.0, 10.0, 11.0, 20, 48) for name in calls}
+
+    monkeypatch.setattr(timing, "time_interleaved", time_interleaved)
+    bench.damage = lambda *tensors: None
+    bench.open(N, K, M)
+    bench.check(CANDIDATE, M)
+    bench.damage = damage
+    return bench.time([CANDIDATE], M, 1.0, 3)
+
+
+def test_a_candidate_that_stays_right_is_timed(bench: DamagedBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed_after(bench, monkeypatch, lambda *tensors: None) == [Timed(9.0, 10.0, 11.0, 20)]
+
+
+def test_a_candidate_that_is_wrong_after_it_was_timed_is_refused(
+    bench: DamagedBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CandidateError, match=f"after it was timed, at M = {M} .*element") as refused:
+        timed_after(bench, monkeypatch, flip_one_sign)
+    assert refused.value.kind == "wrong"
 
 
 def test_what_a_candidate_raises_is_its_refusal(bench: DamagedBench) -> None:

@@ -202,6 +202,35 @@ def test_a_report_that_cannot_be_written_costs_no_table(
     assert "the report is not written: " in captured.err and "written: " not in captured.out
 
 
+class Unwritable(io.StringIO):
+    """As a file on a full disk, or a pipe whose reader has ended."""
+
+    def __init__(self, failure: OSError) -> None:
+        super().__init__()
+        self.failure = failure
+
+    def write(self, text: str) -> int:
+        raise self.failure
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), BrokenPipeError()])
+def test_a_progress_that_cannot_be_shown_costs_nothing(
+    failure: OSError, simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Unwritable(failure))
+    assert command.main(arguments(tmp_path)) == 0
+    assert written(tmp_path / "out", N, K).entries
+
+
+def test_tables_that_cannot_be_printed_cost_no_report(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Unwritable(OSError(28, "No space left on device")))
+    assert command.main(arguments(tmp_path)) == 2
+    folder = tmp_path / "results" / H200.name
+    assert {path.suffix for path in folder.iterdir()} >= {".csv", ".md"}
+
+
 def test_a_second_run_shows_the_gain_over_the_file_in_place(
     simulate: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,8 +1,8 @@
 """What runs inside the killable child: check candidates against float32, then time them, on one GPU.
 
-A child trusts no candidate. Each is run on a poisoned output between guard rows, with a ragged M and
-row-major scales as well, on random data and on integers, of which every element must be exact, and twice;
-only what is right, stays inside and repeats bit for bit is timed.
+A child trusts no candidate. Each is run on a poisoned output between guard rows, with ragged M and row-major
+scales as well, on random data and on integers, of which every element must be exact, and twice, at different
+places; only what is right, stays inside and repeats bit for bit is timed, and must still be right after that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tilelang_gemm_wrapper.quantize import ScaleLayout
 
 GUARD_ROWS = 8  # rows of C kept before and after the output that a kernel must not touch
+_OTHER_POISON = 4096.0  # where NaN was the first: what a kernel adds to its output shows as well
 
 
 class CandidateError(Exception):
@@ -86,6 +87,7 @@ class GpuBench:
             "sm_count": self._device.sm_count,
             "kernels": code_version(),
             "nvcc": compiler_version(),
+            "triton_gemm": triton_gemm_version(),
             "static_weights": configurer.static_weights(),
         }
 
@@ -105,8 +107,9 @@ class GpuBench:
         matrix = self._matrix = Matrix.random(m_max, N, K, self._device, seed=self._seed)
         self._integers = Matrix.integers(m_max, N, K, self._device, seed=self._seed)
         self._scales: dict[tuple[int, str, int], Any] = {}
-        # The outputs lie between rows that nobody may write.
-        rows = m_max + 2 * GUARD_ROWS
+        # The outputs lie between rows that nobody may write, at one of two places.
+        rows = m_max + 3 * GUARD_ROWS
+        self._m_max = m_max
         self._C = torch.full((rows, N), torch.nan, dtype=torch.bfloat16, device=matrix.A.device)
         self._sums = self._input_sums()
         floor = streaming_floor_us([B for B, _ in matrix.weights]) if N * K % 16 == 0 else None
@@ -137,12 +140,14 @@ class GpuBench:
             raise self._classified(problem) from problem
 
     def _check_layouts(self, config: KernelConfig, M: int) -> float:
-        """The error at M tokens with column-major scales; at first row-major ones and a ragged M as well."""
+        """The error at M tokens with column-major scales; at first row-major ones and ragged M as well."""
         if config not in self._checked_ragged:
-            # One row more than whole tiles where the data have it, else one row less than M.
-            tile = max(config.tile_tokens, 8)
-            m_max = self._C.shape[0] - 2 * GUARD_ROWS
-            self._check_on_all(config, min(tile + 1, m_max), "row")
+            # One row more than whole tiles where the data have it.
+            ragged = min(max(config.tile_tokens, 8) + 1, self._m_max)
+            self._check_on_all(config, ragged, "row")
+            self._check_on_all(config, ragged, "column_tma")  # their stride is not M, as it mostly is
+            # One row less than M: its entry serves that too. The row-major scales of every tile are read.
+            self._check_on_all(config, max(1, M - 1), "row")
             self._checked_ragged.add(config)
         return self._check_on_all(config, M, "column_tma")
 
@@ -161,26 +166,36 @@ class GpuBench:
     def _check_once(self, config: KernelConfig, matrix: Matrix, M: int, layout: ScaleLayout) -> float:
         from tilelang_gemm_wrapper.core.workload import compare
 
-        torch, C = self._torch, self._C
-        C.fill_(torch.nan)
-        out = C[GUARD_ROWS : GUARD_ROWS + M]
-        self._launch(config, matrix, M, out, layout)
-        torch.cuda.synchronize()
-        if not (C[:GUARD_ROWS].isnan().all() and C[GUARD_ROWS + M :].isnan().all()):
-            raise CandidateError("out_of_bounds", f"it wrote outside its {M} rows of C")
+        torch = self._torch
+        out = self._result(config, matrix, M, layout, GUARD_ROWS, torch.nan)
         comparison = compare(out, matrix.expected.first(M))
         why_wrong = comparison.why_wrong()
         if why_wrong is not None:
             raise CandidateError("wrong", f"at M = {M} {why_wrong}")
         first = out.clone()
-        out.fill_(torch.nan)
-        self._launch(config, matrix, M, out, layout)
-        if not torch.equal(out, first):
+        if not torch.equal(self._result(config, matrix, M, layout, 2 * GUARD_ROWS, _OTHER_POISON), first):
             raise CandidateError("not_repeatable", f"two runs on the same data differ at M = {M}")
         return comparison.error
 
+    def _result(
+        self, config: KernelConfig, matrix: Matrix, M: int, layout: ScaleLayout, start: int, poison: float
+    ) -> Any:
+        """What a launch writes over `poison` into the M rows of C from `start` on, and nowhere else."""
+        C = self._C
+        C.fill_(self._torch.nan)
+        out = C[start : start + M]
+        out.fill_(poison)
+        self._launch(config, matrix, M, out, layout)
+        self._torch.cuda.synchronize()
+        if not (C[:start].isnan().all() and C[start + M :].isnan().all()):
+            raise CandidateError("out_of_bounds", f"it wrote outside its {M} rows of C")
+        return out
+
     def time(self, configs: Sequence[KernelConfig], M: int, budget_ms: float, rounds: int) -> list[Timed]:
-        """Time candidates that `check` has passed, interleaved, on cold weights and column-major scales."""
+        """Time candidates that `check` has passed, interleaved, on cold weights and column-major scales.
+
+        Raises CandidateError where one cannot be timed, or is no longer right after all these launches.
+        """
         from tilelang_gemm_wrapper.core.timing import time_interleaved, why_impossible
 
         matrix = self._matrix
@@ -201,7 +216,23 @@ class GpuBench:
             if impossible:
                 raise CandidateError("error", f"{config}: {impossible}")
             timed.append(Timed(timing.p20_us, timing.p50_us, timing.p80_us, timing.replays))
+        for call in calls.values():
+            self._require_still_right(call, out)
         return timed
+
+    def _require_still_right(self, call: Callable[[int], None], out: Any) -> None:
+        """On every copy of the weights, each launch right behind the one before it, as in a timing."""
+        from tilelang_gemm_wrapper.core.workload import why_wrong
+
+        try:
+            out.fill_(self._torch.nan)
+            for copy in range(len(self._matrix.weights)):
+                call(copy)
+            why = why_wrong(out, self._matrix.expected.first(len(out)))
+        except Exception as problem:
+            raise self._classified(problem) from problem
+        if why is not None:
+            raise CandidateError("wrong", f"after it was timed, at M = {len(out)} {why}")
 
     def launcher(self, config: KernelConfig) -> Callable[..., None]:
         """What launches `config` on (A, A_scale, B, B_scale, C)."""
@@ -258,6 +289,14 @@ class GpuBench:
         if out_of_memory:
             torch.cuda.empty_cache()
         return CandidateError("out_of_memory" if out_of_memory else "error", message)
+
+
+def triton_gemm_version() -> str:
+    """Names the code of the Triton peer, which is ours as well: `code_version` is of the TileLang kernels."""
+    from tilelang_gemm_wrapper import backends
+    from tilelang_gemm_wrapper.core import code_identity
+
+    return code_identity.digest([(f"{backends.__name__}.triton", "gemm")])[:16]
 
 
 def measure(

@@ -190,8 +190,11 @@ def _tune(options: argparse.Namespace, what: Wanted) -> int:
         f"{time.monotonic() - started:.0f} s from start to end, compiling included"
         + (", with a journal to resume from" if options.resume else ""),
     ]
-    for device in devices:
+    reports = [
         _report(options, what.name, [result for result in results if result.device.name == device], head)
+        for device in devices
+    ]
+    print("\n".join(reports))  # after all are written: whoever reads this may have ended
     return DONE if all(result.path for result in results) else INCOMPLETE
 
 
@@ -241,12 +244,18 @@ def _cluster(options: argparse.Namespace, with_ray: bool) -> Cluster:
 
 def _report(
     options: argparse.Namespace, name: str, results: Sequence[ShapeResult], head: Sequence[str]
-) -> None:
+) -> str:
+    """Write the CSV, report and plot of one device; returns what is printed of it."""
     from tilelang_gemm_wrapper.config_reports import columns
     from tilelang_gemm_wrapper.core.tuner import report
 
     if not results:
-        return
+        return ""
+    lines = []
+    for result in results:
+        lines.append(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
+        lines.append(columns([report.HEADER, *report.rows_of(result)]))
+        lines += [f"  left out: {failure}" for failure in report.failures_of(result)]
     path = options.results_dir / results[0].device.name / f"tune_{name}.csv"
     written: list[Path] = []
     try:
@@ -257,14 +266,9 @@ def _report(
         with suppress(ImportError):  # matplotlib is in the bench extra
             report.write_plot(path.with_suffix(".png"), results)
             written.append(path.with_suffix(".png"))
-    except OSError as error:  # the config files are there, and the tables are printed
-        print(f"the report is not written: {told(error)}", file=sys.stderr)
-    for result in results:
-        print(f"\nN={result.N}, K={result.K}: {result.path or 'no file written'}")
-        print(columns([report.HEADER, *report.rows_of(result)]))
-        for failure in report.failures_of(result):
-            print(f"  left out: {failure}")
-    print("\n" + "\n".join([*head, *(f"written: {place}" for place in written)]))
+    except OSError as failure:  # the config files are there, and the tables get printed
+        print(f"the report is not written: {told(failure)}", file=sys.stderr)
+    return "\n".join([*lines, "", *head, *(f"written: {place}" for place in written)])
 
 
 class Display(Listener):

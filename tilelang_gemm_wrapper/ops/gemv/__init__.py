@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...quantize import check_dense
 from .. import backends
 from ..arguments import check_apart, check_place, check_shape, dtype_name
 from ..backends import Backend
@@ -105,11 +106,12 @@ def _pair(name: str, operand: Operand) -> tuple[torch.Tensor, torch.Tensor | Non
 def _check_operands(
     x: torch.Tensor, x_scale: torch.Tensor | None, W: torch.Tensor, W_scale: torch.Tensor | None
 ) -> None:
+    _check_tensor("x", x)
+    _check_tensor("W", W)
     given = {"x": x, "W": W, "x_scale": x_scale, "W_scale": W_scale}
     tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        _check_tensor(name, tensor)
     _check_dtypes(x, x_scale, W, W_scale)
     for name, tensor in tensors.items():
         if tensor.dim() != 2:
@@ -132,6 +134,12 @@ def _check_operands(
         check_shape("W_scale", W_scale, (-(-N // 128), groups), f"W {tuple(W.shape)}")
 
 
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+    check_dense(name, tensor)
+
+
 def _check_dtypes(
     x: torch.Tensor, x_scale: torch.Tensor | None, W: torch.Tensor, W_scale: torch.Tensor | None
 ) -> None:
@@ -152,6 +160,7 @@ def _check_dtypes(
 
 
 def _check_out(out: torch.Tensor, x: torch.Tensor, W: torch.Tensor, dtype: torch.dtype) -> None:
+    _check_tensor("out", out)
     if out.dtype is not dtype:
         raise TypeError(f"out is {out.dtype}, expected {dtype}; pass such a buffer")
     check_shape("out", out, (x.shape[0], W.shape[0]), f"x {tuple(x.shape)} and W {tuple(W.shape)}")

@@ -13,7 +13,7 @@ import torch
 from torch.compiler import is_compiling
 
 from ...core import compile_cache
-from ...quantize import Rounding, ScaleLayout, check_rounding
+from ...quantize import Rounding, ScaleLayout, check_dense, check_rounding
 from .. import backends
 from ..arguments import (
     FLOATS,
@@ -106,6 +106,8 @@ def _check_size(x: torch.Tensor, groups: int) -> None:
 
 def _checked(x: torch.Tensor) -> torch.Tensor:
     """x without its gradient, the values of a row side by side. TypeError or ValueError where it is unfit."""
+    if isinstance(x, torch.Tensor):
+        check_dense("x", x)
     if isinstance(x, torch.Tensor) and x.dim():
         x = x.detach() if x.requires_grad else x
         x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -14,10 +14,12 @@ from ...quantize import ScaleLayout
 from .. import backends
 from ..arguments import (
     check_apart,
+    check_eps,
     check_floats,
     check_groups,
     check_place,
     check_rows,
+    check_rows_apart,
     check_shape,
     dtype_name,
     empty_fp8,
@@ -48,6 +50,7 @@ def rmsnorm(
     check_floats(x=x)
     check_rows("x", x)
     _check_weight(weight, x)
+    check_eps(eps, offset)
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     else:
@@ -76,6 +79,7 @@ def fused_add_rmsnorm(
     """
     _check_residual(x, residual)
     _check_weight(weight, x)
+    check_eps(eps, offset)
     call = torch.ops.tilelang_gemm.fused_add_rmsnorm if is_tracing(x) else _fused_add_rmsnorm
     call(x, residual, weight, eps, offset, backend)
 
@@ -96,6 +100,7 @@ def rmsnorm_quant_fp8(
     check_floats(x=x)
     check_rows("x", x)
     _check_weight(weight, x)
+    check_eps(eps, offset)
     q, scale = _empty_quantised(x, scale_layout)
     call = torch.ops.tilelang_gemm.rmsnorm_quant_fp8 if is_tracing(x) else _rmsnorm_quant
     call(x, weight, q, scale, eps, offset, backend)
@@ -114,6 +119,7 @@ def fused_add_rmsnorm_quant_fp8(
     """residual += x in place, then `rmsnorm_quant_fp8(residual, ...)`, in one kernel; x stays as it is."""
     _check_residual(x, residual)
     _check_weight(weight, x)
+    check_eps(eps, offset)
     q, scale = _empty_quantised(x, scale_layout)
     call = torch.ops.tilelang_gemm.fused_add_rmsnorm_quant_fp8 if is_tracing(x) else _fused_add_rmsnorm_quant
     call(x, residual, weight, q, scale, eps, offset, backend)
@@ -148,6 +154,7 @@ def _rmsnorm(
     x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float, offset: float, backend: str
 ) -> None:
     source, target = rows_of(["x", "out"], [x, out])
+    check_rows_apart("out", target)
     in_place = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
     if not in_place and overlap(out, x):
         raise ValueError("out overlaps x in memory without being x, expected x itself or a buffer apart")
@@ -161,6 +168,8 @@ def _fused_add_rmsnorm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, backend: str
 ) -> None:
     source, stream = rows_of(["x", "residual"], [x, residual])
+    check_rows_apart("x", source)
+    check_rows_apart("residual", stream)
     check_apart("x", x, residual=residual, weight=weight)
     check_apart("residual", residual, weight=weight)
     module = backends.implementation("fused_add_rmsnorm", backend, x, dtype_name(x), source.M, 0, source.K)
@@ -196,6 +205,7 @@ def _fused_add_rmsnorm_quant(
     backend: str,
 ) -> None:
     source, stream = rows_of(["x", "residual"], [x, residual])
+    check_rows_apart("residual", stream)
     check_apart("residual", residual, x=x, weight=weight)
     module = backends.implementation(
         "fused_add_rmsnorm_quant_fp8", backend, x, dtype_name(x), source.M, 0, source.K, fp8=True
