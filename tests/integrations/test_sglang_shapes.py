@@ -207,6 +207,20 @@ HELIUM = QWEN3 | {
     "model_type": "helium",
     "num_attention_heads": 8,
 }
+LFM2 = QWEN3 | {  # LFM2-700M: short convolutions, of which one is the first layer
+    "architectures": ["Lfm2ForCausalLM"],
+    "model_type": "lfm2",
+    "num_hidden_layers": 2,
+    "layer_types": ["conv", "full_attention"],
+    "num_attention_heads": 16,
+    "head_dim": 64,
+    "block_ff_dim": 3072,
+    "block_auto_adjust_ff_dim": False,
+    "block_multiple_of": 256,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "norm_eps": 1e-5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "llama": LLAMA,
@@ -310,6 +324,11 @@ def test_experts_are_stacked(
             HELIUM,
             {(512, 1024): 9, (1024, 512): 3, (1536, 1024): 6, (1024, 1536): 3},
             id="the class of transformers, put on the GPU, with nothing merged",
+        ),
+        pytest.param(
+            LFM2,
+            {(1536, 1024): 5, (1024, 512): 2, (1024, 1536): 2, (1024, 1024): 1},
+            id="a backend of attention that begins with no attention",
         ),
     ],
 )

@@ -131,8 +131,9 @@ def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, 
         device="cpu",
         load_format="dummy",
         skip_tokenizer_init=True,
-        # Those that every model takes on a CPU; layers are the same with others.
-        attention_backend="triton",
+        # Those that every model takes; layers are the same with others. SGLang takes this backend on Hopper,
+        # and refuses others for models whose first layer has no attention or whose windows slide.
+        attention_backend="fa3",
         disable_radix_cache=True,
         # Whether they are fused depends on the server's other arguments; a tuner can leave out no layer.
         disable_shared_experts_fusion=True,
