@@ -25,8 +25,12 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
+    """A layer of several leaves. Where the models that use these leaves differ, a field of config.json tells."""
+
     name: str  # of the merged layer, which has a role of its own
     leaves: tuple[str, ...]  # in the order of its rows
+    where: str = ""  # a field that must be set
+    unless: str = ""  # a field that only models without the merged layer set
 
 
 QUERY, KEY_VALUE = "query heads", "key-value heads"
@@ -70,6 +74,9 @@ ROLES: dict[str, Role] = {
     "in_proj_b": _COLUMN,
     "in_proj_a": _COLUMN,
     "in_proj": _COLUMN,
+    "fused_qkvg_proj": _COLUMN,
+    "fused_qkvfg_proj": _COLUMN,
+    "f_proj": _QUERY,
     "b_proj": _QUERY,
     "f_a_proj": _WHOLE,
     "g_a_proj": _WHOLE,
@@ -80,20 +87,25 @@ ROLES: dict[str, Role] = {
     "gate_up_proj": _COLUMN,
     **dict.fromkeys(FUSED_GATE_UP, _COLUMN),
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3", "c_fc_0", "c_fc_1"), _COLUMN),
-    **dict.fromkeys(("fc1", "linear_fc1", "linear_left"), _COLUMN),
+    **dict.fromkeys(("fc1", "c_fc", "fc_in", "linear_fc1", "linear_left"), _COLUMN),
     **dict.fromkeys(("down_proj", "w2", "output_linear", "dense_4h_to_h"), _ROW),
-    **dict.fromkeys(("fc2", "linear_fc2", "linear_right"), _ROW),
+    **dict.fromkeys(("fc2", "fc_out", "linear_fc2", "linear_right"), _ROW),
     # Between widths of the hidden state: around experts, in embeddings by layer, before predicted tokens.
     **dict.fromkeys(("fc1_latent_proj", "fc2_latent_proj"), _WHOLE),
     **dict.fromkeys(("routed_expert_down_proj", "routed_expert_up_proj"), _WHOLE),
+    **dict.fromkeys(("pre_expert_proj", "post_expert_proj"), _WHOLE),
     **dict.fromkeys(("per_layer_input_gate", "per_layer_projection"), _WHOLE),
     **dict.fromkeys(("eh_proj", "e_proj", "h_proj"), _WHOLE),
 }
 
 MERGES: tuple[Merge, ...] = (
-    Merge("fused_qkv_a_proj_with_mqa", ("q_a_proj", "kv_a_proj_with_mqa")),
+    # A depth that scales residuals tells MiniCPM3, whose class is older than the merged layer.
+    Merge("fused_qkv_a_proj_with_mqa", ("q_a_proj", "kv_a_proj_with_mqa"), unless="scale_depth"),
     Merge("fused_qkv_a_proj_with_mqa", ("wq_a", "wkv_a_with_mqa")),
     Merge("wqkv_a", ("wq_a", "wkv")),
+    # Linear attention whose gates are of full rank.
+    Merge("fused_qkvg_proj", ("q_proj", "k_proj", "v_proj", "g_proj"), where="use_full_rank_gate"),
+    Merge("fused_qkvfg_proj", ("q_proj", "k_proj", "v_proj", "f_proj", "g_proj"), where="no_kda_lora"),
     Merge("qkv_proj", ("q_proj", "k_proj", "v_proj")),
     Merge("qkv_proj", ("wq", "wk", "wv")),
     Merge("qkv_proj", ("query", "key", "value")),
@@ -104,7 +116,7 @@ MERGES: tuple[Merge, ...] = (
     Merge("in_proj_ba", ("in_proj_b", "in_proj_a")),
     Merge("wkv_gate", ("wkv", "wgate")),
     Merge("gate_up_proj", ("gate_proj", "up_proj")),
-    Merge("gate_up_proj", ("w1", "w3")),
+    Merge("gate_up_proj", ("w1", "w3"), unless="block_auto_adjust_ff_dim"),  # dense LFM2
     Merge("gate_up_proj", ("c_fc_0", "c_fc_1")),
 )
 
