@@ -309,6 +309,17 @@ def test_shared_experts_beside_stacked_ones_are_listed_and_said(shapes):
     assert not [note for note in shapes(HYBRID["step3"], 8).not_covered if "whether any rank runs" in note]
 
 
+def test_shared_experts_that_an_all_to_all_backend_leaves_whole_are_said(shapes):
+    weights = (
+        DENSE_LAYER | experts(f"{LAYER}.mlp", HIDDEN, 512) | mlp(f"{LAYER}.mlp.shared_experts", HIDDEN, 512)
+    )
+    note = the_note(shapes(weights, 2), "DeepEP")
+    assert "runs them whole on each rank: gate_up_proj (1024, 1024), down_proj (1024, 512)" in note
+    assert "DeepEP" not in the_note(shapes(weights, 1), "shared_experts")
+    with pytest.raises(ValueError, match=r"rank 64 of its 512 rows.*all-to-all.*\(DeepEP\) run it whole"):
+        shapes(weights, 8, ep=8)
+
+
 # What no linear call of these kernels runs
 
 

@@ -25,7 +25,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A layer of several leaves. Where the models that use these leaves differ, a field of config.json tells."""
+    """A layer of several leaves; where models with such leaves differ, a field of config.json tells."""
 
     name: str  # of the merged layer, which has a role of its own
     leaves: tuple[str, ...]  # in the order of its rows
