@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory, read_json
+from .model_shapes.engine import engines_without_class
 from .model_shapes.hub import config_from_hub, config_in_cache, from_cache, from_hub
 from .model_shapes.layer import Linear
 from .model_shapes.linears import ModelLinears, is_shared_expert, linears_of
@@ -167,7 +168,19 @@ def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int, ep: int = 1) -> Mo
         names = layers.get(shape, ())
         layers[shape] = names if linear.name in names else (*names, linear.name)
     notes = not_covered(found, tp, ep, lambda linear: _list_of_tp([linear]))
-    return ModelShapes(model, checkpoint.source, tp, layers, notes, ep)
+    return ModelShapes(model, checkpoint.source, tp, layers, (*notes, *_about_class(checkpoint.config)), ep)
+
+
+def _about_class(config: Mapping[str, object]) -> Iterator[str]:
+    architectures = config.get("architectures")
+    names = (
+        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    )
+    for engine, title in engines_without_class(names):
+        yield (
+            f"the layers of the installed {title}, which has no class {names[0]} of its own: that of "
+            f"transformers merges none of these; --engine {engine} tells them"
+        )
 
 
 def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:

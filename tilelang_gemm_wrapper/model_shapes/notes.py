@@ -76,7 +76,7 @@ def _about_shared_experts(found: ModelLinears, tp: int, fitting_tp: Callable[[Li
         else:
             shapes = ", ".join(dict.fromkeys(_sized(linear.leaf, linear.N, linear.K) for linear in shared))
             yield (
-                f"{name}, {fused}, or an all-to-all backend of experts (DeepEP) runs them whole on each rank: "
+                f"{name}, {fused}, or an all-to-all backend of experts (DeepEP) runs them whole on a rank: "
                 f"{shapes}; listed as if neither did"
             )
     for linear in shared:
