@@ -17,6 +17,7 @@ from .release import (
     qkvo,
     row,
     stacked,
+    whole,
 )
 
 
@@ -264,6 +265,28 @@ def _hunyuan_large() -> Release:
     )
 
 
+def _hrm_text() -> Release:
+    """The output's gate above queries, keys and values of as many heads."""
+    hidden, base = 1536, "model.layers.0.self_attn"
+    return Release(
+        config=heads_config(12, 12, hidden_size=hidden),
+        fp8={f"{base}.gqkv_proj": (4 * hidden, hidden), f"{base}.o_proj": (hidden, hidden)},
+        layers=(column(hidden, *4 * [hidden]), row(hidden, hidden)),
+        refused={8: "12 query heads", 16: "12 query heads"},
+    )
+
+
+def _glm_tower() -> Release:
+    """What merges a vision tower's patches: a projection that is whole on each rank, then an MLP."""
+    hidden, width, base = 1536, 4608, "model.visual.merger"
+    return Release(
+        config={"vision_config": {"hidden_size": 1024, "num_heads": 16}},
+        fp8={f"{base}.proj": (hidden, hidden), **mlp(base, hidden, width)},
+        layers=(whole(hidden, hidden), *mlp_cuts(hidden, width)),
+        refused={8: HALF_BLOCKS, 16: HALF_BLOCKS},
+    )
+
+
 def _wrapped(prefix: str, wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> Release:
     """A dense language model of 32 and 8 heads inside another model."""
     hidden = 4096
@@ -311,4 +334,6 @@ DENSE: dict[str, Release] = {
     "DBRX": _dbrx(),
     "Phi-4": _phi4(),
     "Hunyuan-Large": _hunyuan_large(),
+    "HRM-Text": _hrm_text(),
+    "GLM-OCR": _glm_tower(),
 }

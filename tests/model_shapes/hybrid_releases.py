@@ -122,6 +122,18 @@ def _kimi_linear() -> Release:
     )
 
 
+def _full_rank_gates(heads: int, gates: str, **fields: object) -> Release:
+    """Linear attention whose gates of full rank are merged with queries, keys and values."""
+    hidden, width, base = 4096, heads * 128, "model.layers.0.self_attn"
+    leaves = ("q_proj", "k_proj", "v_proj", *gates.split())
+    return Release(
+        config=heads_config(32, 32, 128, hidden_size=hidden, **fields),
+        fp8={f"{base}.{leaf}": (width, hidden) for leaf in leaves} | {f"{base}.o_proj": (hidden, width)},
+        bf16={f"{base}.b_proj": (heads, hidden)},
+        layers=(column(hidden, len(leaves) * width), row(hidden, width)),
+    )
+
+
 def _nemotron_h() -> Release:
     """State-space layers: gate, x, B, C and 128 heads' dt in one weight, which two ranks cannot divide."""
     hidden, layers = 4096, "backbone.layers"
@@ -315,5 +327,9 @@ HYBRID: dict[str, Release] = {
     "Nemotron-H": _nemotron_h(),
     "LFM2-MoE": _lfm2_moe(),
     "LFM2-1.2B": _lfm2(),
+    "Ling-3": _full_rank_gates(32, "f_proj g_proj", no_kda_lora=True),
+    "Kimi-K3": _full_rank_gates(
+        96, "g_proj", linear_attn_config={"num_heads": 96, "use_full_rank_gate": True}
+    ),
     "MiniCPM3-4B": _minicpm3(),
 }

@@ -320,6 +320,12 @@ def test_shared_experts_that_an_all_to_all_backend_leaves_whole_are_said(shapes)
         shapes(weights, 8, ep=8)
 
 
+def test_a_router_is_whole_on_each_rank_whatever_its_leaves_are_called(shapes):
+    found = shapes(DENSE_LAYER | {f"{LAYER}.mlp.router.down_proj": (256, HIDDEN)}, 4)
+    assert found.layers[(256, HIDDEN)] == ("router.down_proj",)
+    assert found.not_covered == ()
+
+
 # What no linear call of these kernels runs
 
 

@@ -63,6 +63,10 @@ ROLES: dict[str, Role] = {
     "index_q_proj": Role("column", INDEX),
     "index_k_proj": Role("column", INDEX_KEY),
     "index_v_proj": Role("column", INDEX_KEY),
+    "gqkv_proj": _COLUMN,
+    "linear_q": _QUERY,
+    "linear_k": _COLUMN,
+    **dict.fromkeys(("val_proj1", "val_proj2"), _WHOLE),
     # Gates of the attention's output, a value or a vector for each query head.
     **dict.fromkeys(("g_proj", "o_gate", "z_proj", "attn_gate", "linear_gate"), _QUERY),
     **dict.fromkeys(("output_gate", "output_gate_proj"), _QUERY),
@@ -120,8 +124,8 @@ MERGES: tuple[Merge, ...] = (
     Merge("gate_up_proj", ("c_fc_0", "c_fc_1")),
 )
 
-# Modules that choose the tokens to attend to: each rank runs them whole, whatever their leaves are called.
-WHOLE_MODULES = ("indexer", "compressor")
+# Modules that choose tokens or experts: each rank runs them whole, whatever their leaves are called.
+WHOLE_MODULES = ("indexer", "compressor", "router")
 
 _OUTPUT = "the output layer, which SGLang does not run in FP8"
 _EMBEDDING = "looked up, not multiplied by"
@@ -151,13 +155,18 @@ UNSERVED_TOWERS = ("talker",)  # SGLang loads and runs none of it
 def role_of(module: str, leaf: str, siblings: frozenset[str]) -> Role | None:
     """The role of `leaf` in `module`, which holds the leaves `siblings`; None where the tables do not say.
 
-    A leaf's neighbours matter once: where `wq` stands beside `q_proj`, the queries take a detour of low rank
-    (multi-matrix factorization attention). Then q, k and v are needed whole, and `wq` makes the heads.
+    A leaf's neighbours matter twice: where `wq` stands beside `q_proj`, the queries take a detour of low rank
+    (multi-matrix factorization attention). Then q, k and v are needed whole, and `wq` makes the heads. And
+    `proj` is not an attention's output where an MLP follows it, as in the merger of GLM's vision towers.
     """
     if module.rpartition(".")[2] in WHOLE_MODULES:
         return _WHOLE
     if leaf in ("qkv_proj", "q_proj", "k_proj", "v_proj") and {"wq", "q_proj"} <= siblings:
         return _WHOLE
+    if leaf == "proj" and "down_proj" in siblings:
+        return _WHOLE
+    if leaf == "dense" and module.endswith(".intermediate"):  # of BERT's MLP
+        return _COLUMN
     return ROLES.get(leaf)
 
 
