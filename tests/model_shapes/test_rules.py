@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tilelang_gemm_wrapper import models
+from tilelang_gemm_wrapper.model_shapes.checkpoint import Checkpoint, Tensor
 from tilelang_gemm_wrapper.models import ModelShapes, listing
 
 from .checkpoints import BLOCKS
@@ -334,6 +335,15 @@ def test_an_fp8_output_layer_is_not_listed_but_said(shapes):
         "lm_head (151936, 4096) in F8_E4M3: the output layer, which SGLang does not run in FP8"
         in the_note(shapes(DENSE["FP8 output layer"]), "lm_head")
     )
+
+
+def test_scales_of_weights_in_four_bits_are_no_fp8_weights(monkeypatch: pytest.MonkeyPatch):
+    name = f"{LAYER}.mlp.up_proj.weight"
+    four_bits = {name: Tensor("U8", (3072, 512)), f"{name}_scale": Tensor("F8_E4M3", (3072, 64))}
+    checkpoint = Checkpoint("headers", heads_config(8, 4), four_bits)
+    monkeypatch.setattr(models, "from_shipped", lambda _: checkpoint)
+    with pytest.raises(ValueError, match=r"no FP8 \(F8_E4M3\) linear weight; its 2-D weights are: 1 U8"):
+        models.weight_shapes("qwen3-4b")
 
 
 def test_products_in_groups_of_heads_are_not_listed_but_said(shapes):
