@@ -344,6 +344,8 @@ def test_what_is_put_on_the_gpu_by_name_takes_no_memory() -> None:
         assert torch.empty(2, device="cuda").device.type == "meta"
         assert torch.zeros(2, device=torch.device("cuda", 1)).device.type == "meta"
         assert torch.empty(2, device="cpu").device.type == "cpu"
+        with torch.device("meta"), sglang_shapes._MetaForCuda():
+            assert [rate.item() for rate in torch.linspace(0, 0.5, 2)] == [0.0, 0.5]
         assert torch.empty(2).device.type == "cpu"
 
 

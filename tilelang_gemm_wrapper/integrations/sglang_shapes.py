@@ -230,7 +230,10 @@ class _Operators(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _MetaForCuda(TorchFunctionMode):
-    """Tensors that are made on a GPU by name go to the meta device."""
+    """Tensors that are made on a GPU by name go to the meta device.
+
+    The numbers of a linspace stay real: vision towers read a rate for each layer back from them.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -238,6 +241,8 @@ class _MetaForCuda(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "meta"
+        elif function is torch.linspace:
+            kwargs.setdefault("device", "cpu")
         return function(*args, **kwargs)
 
 
