@@ -265,6 +265,21 @@ def _hunyuan_large() -> Release:
     )
 
 
+def _qwen() -> Release:
+    """Two weights into the MLP that elsewhere are the ways in and out."""
+    hidden, width, base = 4096, 11008, "transformer.h.0"
+    return Release(
+        config={"hidden_size": hidden, "num_attention_heads": 32, "no_bias": True},
+        fp8={
+            f"{base}.attn.c_attn": (3 * hidden, hidden),
+            f"{base}.attn.c_proj": (hidden, hidden),
+            **mlp(f"{base}.mlp", hidden, width, "w2 w1 c_proj"),
+        },
+        layers=(column(hidden, *3 * [hidden]), row(hidden, hidden), *mlp_cuts(hidden, width)),
+        refused={tp: HALF_BLOCKS for tp in (4, 8, 16)},
+    )
+
+
 def _hrm_text() -> Release:
     """The output's gate above queries, keys and values of as many heads."""
     hidden, base = 1536, "model.layers.0.self_attn"
@@ -334,6 +349,7 @@ DENSE: dict[str, Release] = {
     "DBRX": _dbrx(),
     "Phi-4": _phi4(),
     "Hunyuan-Large": _hunyuan_large(),
+    "Qwen-7B": _qwen(),
     "HRM-Text": _hrm_text(),
     "GLM-OCR": _glm_tower(),
 }

@@ -121,6 +121,7 @@ MERGES: tuple[Merge, ...] = (
     Merge("wkv_gate", ("wkv", "wgate")),
     Merge("gate_up_proj", ("gate_proj", "up_proj")),
     Merge("gate_up_proj", ("w1", "w3"), unless="block_auto_adjust_ff_dim"),  # dense LFM2
+    Merge("gate_up_proj", ("w2", "w1"), where="no_bias"),  # the first Qwen, whose way out is c_proj
     Merge("gate_up_proj", ("c_fc_0", "c_fc_1")),
 )
 
