@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from .model_shapes.checkpoint import CONFIG_FILE, Checkpoint, SourceError, read_directory, read_json
+from .model_shapes.engine import engines_without_class
 from .model_shapes.hub import config_from_hub, config_in_cache, from_cache, from_hub
 from .model_shapes.layer import Linear
-from .model_shapes.linears import ModelLinears, linears_of
+from .model_shapes.linears import ModelLinears, is_shared_expert, linears_of
 from .model_shapes.notes import not_covered
 from .model_shapes.parallel import shape_on_rank, why_indivisible
 from .model_shapes.shipped import from_shipped, shipped_names
@@ -167,7 +168,19 @@ def _on_one_rank(model: str, checkpoint: Checkpoint, tp: int, ep: int = 1) -> Mo
         names = layers.get(shape, ())
         layers[shape] = names if linear.name in names else (*names, linear.name)
     notes = not_covered(found, tp, ep, lambda linear: _list_of_tp([linear]))
-    return ModelShapes(model, checkpoint.source, tp, layers, notes, ep)
+    return ModelShapes(model, checkpoint.source, tp, layers, (*notes, *_about_class(checkpoint.config)), ep)
+
+
+def _about_class(config: Mapping[str, object]) -> Iterator[str]:
+    architectures = config.get("architectures")
+    names = (
+        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    )
+    for engine, title in engines_without_class(names):
+        yield (
+            f"the layers of the installed {title}, which has no class {names[0]} of its own: that of "
+            f"transformers merges none of these; --engine {engine} tells them"
+        )
 
 
 def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:
@@ -176,7 +189,8 @@ def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:
         why = why_indivisible(linear, tp)
         if why is not None:
             raise ValueError(
-                f"{model} cannot run at tp {tp}: {_described(linear, module)}: {why}. {_advice(found)}"
+                f"{model} cannot run at tp {tp}: {_described(linear, module)}: {why}"
+                f"{_with_whole_shared_experts(found, linear)}. {_advice(found)}"
             )
     for linear, module in found.experts.items():
         why = why_indivisible(linear, tp // ep)
@@ -189,6 +203,12 @@ def _check_fits(model: str, found: ModelLinears, tp: int, ep: int) -> None:
 
 def _described(linear: Linear, module: str) -> str:
     return f"{linear.name} of {module or 'the model'} (N = {linear.N}, K = {linear.K})"
+
+
+def _with_whole_shared_experts(found: ModelLinears, linear: Linear) -> str:
+    if not (is_shared_expert(linear) and found.experts):
+        return ""
+    return "; only all-to-all backends of experts (DeepEP) run it whole, which a checkpoint does not tell"
 
 
 def _with_expert_parallelism(found: ModelLinears, tp: int) -> str:

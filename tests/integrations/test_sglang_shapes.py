@@ -207,6 +207,20 @@ HELIUM = QWEN3 | {
     "model_type": "helium",
     "num_attention_heads": 8,
 }
+LFM2 = QWEN3 | {  # LFM2-700M: short convolutions, of which one is the first layer
+    "architectures": ["Lfm2ForCausalLM"],
+    "model_type": "lfm2",
+    "num_hidden_layers": 2,
+    "layer_types": ["conv", "full_attention"],
+    "num_attention_heads": 16,
+    "head_dim": 64,
+    "block_ff_dim": 3072,
+    "block_auto_adjust_ff_dim": False,
+    "block_multiple_of": 256,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "norm_eps": 1e-5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "llama": LLAMA,
@@ -311,6 +325,11 @@ def test_experts_are_stacked(
             {(512, 1024): 9, (1024, 512): 3, (1536, 1024): 6, (1024, 1536): 3},
             id="the class of transformers, put on the GPU, with nothing merged",
         ),
+        pytest.param(
+            LFM2,
+            {(1536, 1024): 5, (1024, 512): 2, (1024, 1536): 2, (1024, 1024): 1},
+            id="a backend of attention that begins with no attention",
+        ),
     ],
 )
 def test_what_models_ask_of_a_gpu_is_stood_in_for(
@@ -325,6 +344,8 @@ def test_what_is_put_on_the_gpu_by_name_takes_no_memory() -> None:
         assert torch.empty(2, device="cuda").device.type == "meta"
         assert torch.zeros(2, device=torch.device("cuda", 1)).device.type == "meta"
         assert torch.empty(2, device="cpu").device.type == "cpu"
+        with torch.device("meta"), sglang_shapes._MetaForCuda():
+            assert [rate.item() for rate in torch.linspace(0, 0.5, 2)] == [0.0, 0.5]
         assert torch.empty(2).device.type == "cpu"
 
 

@@ -17,6 +17,7 @@ from .release import (
     qkvo,
     row,
     stacked,
+    whole,
 )
 
 
@@ -187,6 +188,120 @@ def _laguna() -> Release:
     )
 
 
+def _starcoder2() -> Release:
+    """An MLP with one weight into it, of a name that MLPs with gates have not."""
+    hidden, width, base = 4608, 18432, "model.layers.0"
+    fp8 = qkvo(f"{base}.self_attn", hidden, 4608, 512)
+    fp8 |= {f"{base}.mlp.c_fc": (width, hidden), f"{base}.mlp.c_proj": (hidden, width)}
+    return Release(
+        config=heads_config(36, 4, hidden_size=hidden),
+        fp8=fp8,
+        layers=(
+            column(hidden, 4608, copied=[(512, 4), (512, 4)]),
+            row(hidden, 4608),
+            column(hidden, width),
+            row(hidden, width),
+        ),
+        refused={8: "36 query heads", 16: "36 query heads"},
+    )
+
+
+def _starcoder() -> Release:
+    """All query heads share one key and value, which the config calls `multi_query` and does not count."""
+    hidden, base = 6144, "transformer.h.0"
+    return Release(
+        config={"n_embd": hidden, "n_head": 48, "multi_query": True},
+        fp8={f"{base}.attn.c_attn": (hidden + 2 * 128, hidden), f"{base}.attn.c_proj": (hidden, hidden)},
+        layers=(column(hidden, hidden, copied=[(256, 1)]), row(hidden, hidden)),
+    )
+
+
+def _dbrx() -> Release:
+    """Key-value heads under another name, deeper in the config."""
+    hidden, base = 6144, "transformer.blocks.0.norm_attn_norm.attn"
+    return Release(
+        config={"d_model": hidden, "n_heads": 48, "attn_config": {"kv_n_heads": 8}},
+        fp8={f"{base}.Wqkv": (hidden + 2 * 1024, hidden), f"{base}.out_proj": (hidden, hidden)},
+        layers=(column(hidden, hidden, copied=[(1024, 8), (1024, 8)]), row(hidden, hidden)),
+    )
+
+
+def _phi4() -> Release:
+    """Everything merged in the checkpoint; ten key-value heads."""
+    hidden, width, base = 5120, 17920, "model.layers.0"
+    return Release(
+        config=heads_config(40, 10, hidden_size=hidden),
+        fp8={
+            f"{base}.self_attn.qkv_proj": (7680, hidden),
+            f"{base}.self_attn.o_proj": (hidden, hidden),
+            f"{base}.mlp.gate_up_proj": (2 * width, hidden),
+            f"{base}.mlp.down_proj": (hidden, width),
+        },
+        layers=(
+            column(hidden, 5120, copied=[(1280, 10), (1280, 10)]),
+            row(hidden, hidden),
+            *mlp_cuts(hidden, width),
+        ),
+        refused={4: "10 key-value heads", 8: "10 key-value heads", 16: "40 query heads"},
+    )
+
+
+def _hunyuan_large() -> Release:
+    """Every second layer reads the keys and values of the one before, and is built with queries alone."""
+    hidden = 4096
+    fp8 = qkvo("model.layers.0.self_attn", hidden, 4096, 1024)
+    fp8 |= {f"model.layers.1.self_attn.{name}": (hidden, hidden) for name in ("q_proj", "o_proj")}
+    fp8 |= mlp("model.layers.0.mlp.shared_mlp", hidden, 3072)
+    return Release(
+        config=heads_config(32, 8, 128, hidden_size=hidden, use_cla=True, cla_share_factor=2),
+        fp8=fp8 | experts("model.layers.0.mlp", hidden, 3072),
+        layers=(
+            column(hidden, 4096, copied=[(1024, 8), (1024, 8)]),
+            column(hidden, 4096),
+            row(hidden, 4096),
+            *mlp_cuts(hidden, 3072),
+        ),
+        refused={16: "shared_mlp.gate_up_proj .* 192 of its 3072 rows"},
+    )
+
+
+def _qwen() -> Release:
+    """Two weights into the MLP that elsewhere are the ways in and out."""
+    hidden, width, base = 4096, 11008, "transformer.h.0"
+    return Release(
+        config={"hidden_size": hidden, "num_attention_heads": 32, "no_bias": True},
+        fp8={
+            f"{base}.attn.c_attn": (3 * hidden, hidden),
+            f"{base}.attn.c_proj": (hidden, hidden),
+            **mlp(f"{base}.mlp", hidden, width, "w2 w1 c_proj"),
+        },
+        layers=(column(hidden, *3 * [hidden]), row(hidden, hidden), *mlp_cuts(hidden, width)),
+        refused={tp: HALF_BLOCKS for tp in (4, 8, 16)},
+    )
+
+
+def _hrm_text() -> Release:
+    """The output's gate above queries, keys and values of as many heads."""
+    hidden, base = 1536, "model.layers.0.self_attn"
+    return Release(
+        config=heads_config(12, 12, hidden_size=hidden),
+        fp8={f"{base}.gqkv_proj": (4 * hidden, hidden), f"{base}.o_proj": (hidden, hidden)},
+        layers=(column(hidden, *4 * [hidden]), row(hidden, hidden)),
+        refused={8: "12 query heads", 16: "12 query heads"},
+    )
+
+
+def _glm_tower() -> Release:
+    """What merges a vision tower's patches: a projection that is whole on each rank, then an MLP."""
+    hidden, width, base = 1536, 4608, "model.visual.merger"
+    return Release(
+        config={"vision_config": {"hidden_size": 1024, "num_heads": 16}},
+        fp8={f"{base}.proj": (hidden, hidden), **mlp(base, hidden, width)},
+        layers=(whole(hidden, hidden), *mlp_cuts(hidden, width)),
+        refused={8: HALF_BLOCKS, 16: HALF_BLOCKS},
+    )
+
+
 def _wrapped(prefix: str, wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> Release:
     """A dense language model of 32 and 8 heads inside another model."""
     hidden = 4096
@@ -229,4 +344,12 @@ DENSE: dict[str, Release] = {
     "InternVL3.5": _wrapped("language_model.model.layers.0", _nested("llm_config")),
     "Qwen3-Omni": _wrapped("thinker.model.layers.0", _nested("thinker_config", "text_config")),
     "FP8 output layer": _with_fp8_output(),
+    "StarCoder2-7B": _starcoder2(),
+    "StarCoder": _starcoder(),
+    "DBRX": _dbrx(),
+    "Phi-4": _phi4(),
+    "Hunyuan-Large": _hunyuan_large(),
+    "Qwen-7B": _qwen(),
+    "HRM-Text": _hrm_text(),
+    "GLM-OCR": _glm_tower(),
 }

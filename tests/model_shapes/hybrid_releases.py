@@ -122,6 +122,18 @@ def _kimi_linear() -> Release:
     )
 
 
+def _full_rank_gates(heads: int, gates: str, **fields: object) -> Release:
+    """Linear attention whose gates of full rank are merged with queries, keys and values."""
+    hidden, width, base = 4096, heads * 128, "model.layers.0.self_attn"
+    leaves = ("q_proj", "k_proj", "v_proj", *gates.split())
+    return Release(
+        config=heads_config(32, 32, 128, hidden_size=hidden, **fields),
+        fp8={f"{base}.{leaf}": (width, hidden) for leaf in leaves} | {f"{base}.o_proj": (hidden, width)},
+        bf16={f"{base}.b_proj": (heads, hidden)},
+        layers=(column(hidden, len(leaves) * width), row(hidden, width)),
+    )
+
+
 def _nemotron_h() -> Release:
     """State-space layers: gate, x, B, C and 128 heads' dt in one weight, which two ranks cannot divide."""
     hidden, layers = 4096, "backbone.layers"
@@ -153,6 +165,53 @@ def _lfm2_moe() -> Release:
         fp8=fp8,
         layers=(column(hidden, 3 * hidden), row(hidden, hidden), *mlp_cuts(hidden, 7168)),
         refused={16: "w1 gives a rank 448"},
+    )
+
+
+def _lfm2() -> Release:
+    """The dense models between those with experts: w1 and w3 are layers of their own."""
+    hidden, width, base = 2048, 8192, "model.layers.1.self_attn"
+    fp8: Shapes = {
+        "model.layers.0.conv.in_proj": (3 * hidden, hidden),
+        "model.layers.0.conv.out_proj": (hidden, hidden),
+        **{f"{base}.{name}_proj": (rows, hidden) for name, rows in (("q", hidden), ("k", 512), ("v", 512))},
+        f"{base}.out_proj": (hidden, hidden),
+        **mlp("model.layers.0.feed_forward", hidden, width, "w1 w3 w2"),
+    }
+    return Release(
+        config=heads_config(32, 8, hidden_size=hidden, block_auto_adjust_ff_dim=False),
+        fp8=fp8,
+        layers=(
+            column(hidden, 3 * hidden),
+            column(hidden, hidden, copied=[(512, 8), (512, 8)]),
+            row(hidden, hidden),
+            column(hidden, width),
+            row(hidden, width),
+        ),
+        refused={8: "k_proj gives a rank 64", 16: "k_proj gives a rank 64"},
+    )
+
+
+def _minicpm3() -> Release:
+    """Multi-head latent attention whose two weights of low rank stay apart."""
+    hidden, base = 2560, "model.layers.0.self_attn"
+    return Release(
+        config=heads_config(40, 40, hidden_size=hidden, scale_depth=1.4),
+        fp8={
+            f"{base}.q_a_proj": (768, hidden),
+            f"{base}.kv_a_proj_with_mqa": (288, hidden),
+            f"{base}.q_b_proj": (40 * 96, 768),
+            f"{base}.kv_b_proj": (40 * 128, 256),
+            f"{base}.o_proj": (hidden, 40 * 64),
+        },
+        layers=(
+            whole(768, hidden),
+            whole(288, hidden),
+            column(768, 40 * 96),
+            column(256, 40 * 128),
+            row(hidden, 40 * 64),
+        ),
+        refused={4: "q_b_proj gives a rank 960", 8: "q_b_proj gives a rank 480", 16: "40 query heads"},
     )
 
 
@@ -267,4 +326,10 @@ HYBRID: dict[str, Release] = {
     "Kimi-Linear": _kimi_linear(),
     "Nemotron-H": _nemotron_h(),
     "LFM2-MoE": _lfm2_moe(),
+    "LFM2-1.2B": _lfm2(),
+    "Ling-3": _full_rank_gates(32, "f_proj g_proj", no_kda_lora=True),
+    "Kimi-K3": _full_rank_gates(
+        96, "g_proj", linear_attn_config={"num_heads": 96, "use_full_rank_gate": True}
+    ),
+    "MiniCPM3-4B": _minicpm3(),
 }

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tilelang_gemm_wrapper import models
 from tilelang_gemm_wrapper.model_shapes import engine as engine_module
-from tilelang_gemm_wrapper.model_shapes.engine import Engine, engine_names
+from tilelang_gemm_wrapper.model_shapes.engine import Engine, engine_names, engines_without_class
 from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes
+
+from .release import Release, mlp
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,6 +55,24 @@ def test_the_engines_answer_becomes_its_shapes(folder: Callable[[str], Path]) ->
     assert first["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(ProcessLookupError):
         os.kill(first["pid"], 0)
+
+
+def test_an_engine_without_the_models_class_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_engine" / "models").mkdir(parents=True)
+    (tmp_path / "some_engine" / "__init__.py").write_text("raise RuntimeError('imports take long')")
+    (tmp_path / "some_engine" / "models" / "own.py").write_text("class OwnForCausalLM: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = engine_module._Known("SomeEngine", "some_engine", "some_module", "models")
+    absent = engine_module._Known("Absent", "no_such_engine", "some_module", "models")
+    monkeypatch.setattr(engine_module, "_ENGINES", {"some": known, "absent": absent})
+    assert not list(engines_without_class(["OwnForCausalLM"]))
+    assert not list(engines_without_class([]))
+    assert list(engines_without_class(["OtherForCausalLM"])) == [("some", "SomeEngine")]
+    for architectures, said in ((["OtherForCausalLM"], True), (["OwnForCausalLM"], False), (None, False)):
+        checkpoint = Release({"architectures": architectures}, mlp("m.layers.0.mlp", 256, 256), ()).checkpoint
+        monkeypatch.setattr(models, "from_shipped", lambda _, checkpoint=checkpoint: checkpoint)
+        notes = models.weight_shapes("qwen3-4b").not_covered
+        assert any("SomeEngine, which has no class OtherForCausalLM" in note for note in notes) == said
 
 
 def test_a_refusal_is_told_with_its_step(folder: Callable[[str], Path]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tilelang_gemm_wrapper import models
+from tilelang_gemm_wrapper.model_shapes.checkpoint import Checkpoint, Tensor
 from tilelang_gemm_wrapper.models import ModelShapes, listing
 
 from .checkpoints import BLOCKS
@@ -309,6 +310,23 @@ def test_shared_experts_beside_stacked_ones_are_listed_and_said(shapes):
     assert not [note for note in shapes(HYBRID["step3"], 8).not_covered if "whether any rank runs" in note]
 
 
+def test_shared_experts_that_an_all_to_all_backend_leaves_whole_are_said(shapes):
+    weights = (
+        DENSE_LAYER | experts(f"{LAYER}.mlp", HIDDEN, 512) | mlp(f"{LAYER}.mlp.shared_experts", HIDDEN, 512)
+    )
+    note = the_note(shapes(weights, 2), "DeepEP")
+    assert "runs them whole on a rank: gate_up_proj (1024, 1024), down_proj (1024, 512)" in note
+    assert "DeepEP" not in the_note(shapes(weights, 1), "shared_experts")
+    with pytest.raises(ValueError, match=r"rank 64 of its 512 rows.*all-to-all.*\(DeepEP\) run it whole"):
+        shapes(weights, 8, ep=8)
+
+
+def test_a_router_is_whole_on_each_rank_whatever_its_leaves_are_called(shapes):
+    found = shapes(DENSE_LAYER | {f"{LAYER}.mlp.router.down_proj": (256, HIDDEN)}, 4)
+    assert found.layers[(256, HIDDEN)] == ("router.down_proj",)
+    assert found.not_covered == ()
+
+
 # What no linear call of these kernels runs
 
 
@@ -317,6 +335,15 @@ def test_an_fp8_output_layer_is_not_listed_but_said(shapes):
         "lm_head (151936, 4096) in F8_E4M3: the output layer, which SGLang does not run in FP8"
         in the_note(shapes(DENSE["FP8 output layer"]), "lm_head")
     )
+
+
+def test_scales_of_weights_in_four_bits_are_no_fp8_weights(monkeypatch: pytest.MonkeyPatch):
+    name = f"{LAYER}.mlp.up_proj.weight"
+    four_bits = {name: Tensor("U8", (3072, 512)), f"{name}_scale": Tensor("F8_E4M3", (3072, 64))}
+    checkpoint = Checkpoint("headers", heads_config(8, 4), four_bits)
+    monkeypatch.setattr(models, "from_shipped", lambda _: checkpoint)
+    with pytest.raises(ValueError, match=r"no FP8 \(F8_E4M3\) linear weight; its 2-D weights are: 1 U8"):
+        models.weight_shapes("qwen3-4b")
 
 
 def test_products_in_groups_of_heads_are_not_listed_but_said(shapes):

@@ -133,8 +133,9 @@ def _build(directory: Path, tp: int, step: list[str]) -> tuple[torch.nn.Module, 
         device="cpu",
         load_format="dummy",
         skip_tokenizer_init=True,
-        # Those that every model takes on a CPU; layers are the same with others.
-        attention_backend="triton",
+        # Those that every model takes; layers are the same with others. SGLang takes this backend on Hopper,
+        # and refuses others for models whose first layer has no attention or whose windows slide.
+        attention_backend="fa3",
         disable_radix_cache=True,
         # Whether they are fused depends on the server's other arguments; a tuner can leave out no layer.
         disable_shared_experts_fusion=True,
@@ -232,7 +233,10 @@ class _Operators(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _MetaForCuda(TorchFunctionMode):
-    """Tensors that are made on a GPU by name go to the meta device."""
+    """Tensors that are made on a GPU by name go to the meta device.
+
+    The numbers of a linspace stay real: vision towers read a rate for each layer back from them.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -240,6 +244,8 @@ class _MetaForCuda(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "meta"
+        elif function is torch.linspace:
+            kwargs.setdefault("device", "cpu")
         return function(*args, **kwargs)
 
 

@@ -13,7 +13,7 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,39 @@ class _Known:
     title: str  # as people write it
     package: str
     module: str  # run with -m it answers questions, a line of JSON each
+    classes: str = ""  # the folder in the package with the sources of its models' classes
 
 
-_ENGINES = {"sglang": _Known("SGLang", "sglang", "tilelang_gemm_wrapper.integrations.sglang_shapes")}
+_ENGINES = {
+    "sglang": _Known("SGLang", "sglang", "tilelang_gemm_wrapper.integrations.sglang_shapes", "srt/models")
+}
 
 
 def engine_names() -> tuple[str, ...]:
     return tuple(_ENGINES)
+
+
+def engines_without_class(architectures: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(name, title) of each installed engine whose sources speak of none of a model's classes.
+
+    Such an engine takes the class of transformers, if that. Sources are read, because imports take long.
+    """
+    words = [architecture.encode() for architecture in architectures]
+    for name, known in _ENGINES.items():
+        sources = [file for folder in _folders(known) for file in (Path(folder) / known.classes).glob("*.py")]
+        with suppress(OSError):
+            texts = (source.read_bytes() for source in sources)
+            if words and sources and known.classes and not any(w in text for text in texts for w in words):
+                yield name, known.title
+
+
+def _folders(known: _Known) -> list[str]:
+    """Where the engine is installed; nowhere if it is not."""
+    try:
+        spec = importlib.util.find_spec(known.package)
+    except (ImportError, ValueError):  # something else of its name is in the way
+        return []
+    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 class Engine:

@@ -16,8 +16,11 @@ from typing import Any
 
 from .roles import towers_of
 
-_QUERY = re.compile(r"attention_heads|^n(um)?_heads?$")
-_KEY_VALUE = re.compile(r"key_value_heads|kv_heads|attention_groups|multi_query_group_num")
+_QUERY = re.compile(r"attention_heads|query_heads|^n(um)?_(q_)?heads?$")
+_KEY_VALUE = re.compile(
+    r"key_value_heads|kv_(n_)?heads|heads?_kv|(attention|query)_groups|multi_query_group_num"
+)
+_ONE_KEY = "multi_query"  # true where all query heads share one key and value
 _INDEX = re.compile(r"index_heads|index_n_heads")
 _DIMENSION = re.compile(r"(^|_)head_dim$|^head_size$|^kv_channels$")
 _VALUE_DIMENSION = re.compile(r"(^|_)v_head_dim$")
@@ -36,6 +39,10 @@ class Section:
     @property
     def hidden_size(self) -> int | None:
         return next((self.fields[key] for key in _HIDDEN if _is_count(self.fields.get(key))), None)
+
+    def value(self, field: str) -> Any:
+        """What `field` is in this section, at any depth of it; None where it is nowhere."""
+        return next((value for _, key, value in _leaves(self.fields) if key == field), None)
 
 
 NO_SECTION = Section("", {})
@@ -101,6 +108,8 @@ def numbers_of(section: Section, layer: int | None) -> HeadNumbers:
         )
         for name, counts in found.items()
     }
+    if not ordered["key_value"] and section.value(_ONE_KEY) is True:
+        ordered["key_value"] = (1,)
     if not ordered["dimensions"] and ordered["query"] and section.hidden_size:
         head, left = divmod(section.hidden_size, ordered["query"][0])
         ordered["dimensions"] = () if left else (head,)

@@ -114,7 +114,7 @@ def _layers_of(module: Module, weights: Weights) -> Iterator[Linear]:
 def _leaves_to_merge(merge: Merge, rest: list[str], module: Module, weights: Weights) -> tuple[str, ...]:
     """The weights of a merged layer, a key's standing for an absent value's; none where it is not to be."""
     present = [leaf for leaf in merge.leaves if leaf in rest]
-    if not present:
+    if not present or not _is_merged(merge, module.section):
         return ()
     for leaf in merge.leaves:
         other = weights.others.get(f"{module.path}.{leaf}")
@@ -129,6 +129,13 @@ def _leaves_to_merge(merge: Merge, rest: list[str], module: Module, weights: Wei
         query, key = present
         return query, key, key
     return ()
+
+
+def _is_merged(merge: Merge, section: Section) -> bool:
+    """Whether the model that `section` describes has this merged layer."""
+    if merge.where and not section.value(merge.where):
+        return False
+    return not merge.unless or section.value(merge.unless) is None
 
 
 def _linear(name: str, leaves: tuple[str, ...], module: Module, weights: Weights) -> Linear:

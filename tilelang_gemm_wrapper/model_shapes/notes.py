@@ -70,8 +70,15 @@ def _about_experts_of_no_rank(
 def _about_shared_experts(found: ModelLinears, tp: int, fitting_tp: Callable[[Linear], str]) -> Iterator[str]:
     shared = [linear for linear in found.linears if is_shared_expert(linear)]
     if shared and (found.experts or found.stacked_experts):
-        name = shared[0].parent
-        yield f"{name}, where the engine fuses them into the routed experts; listed as if it did not"
+        name, fused = shared[0].parent, "where the engine fuses them into the routed experts"
+        if tp == 1:
+            yield f"{name}, {fused}; listed as if it did not"
+        else:
+            shapes = ", ".join(dict.fromkeys(_sized(linear.leaf, linear.N, linear.K) for linear in shared))
+            yield (
+                f"{name}, {fused}, or an all-to-all backend of experts (DeepEP) runs them whole on a rank: "
+                f"{shapes}; listed as if neither did"
+            )
     for linear in shared:
         strict = replace(linear, whole_blocks=True)
         why = why_indivisible(strict, tp)

@@ -101,9 +101,10 @@ def _fused_qkv(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
     )
 
 
-def _halves(*names: str) -> _Splitter:
+def _equally(*names: str, heads: str | None = None) -> _Splitter:
     def split(leaf: str, rows: int, module: Module) -> tuple[Part, ...]:
-        return (Part(leaf, rows),) if rows % 2 else tuple(Part(name, rows // 2) for name in names)
+        each, left = divmod(rows, len(names))
+        return (Part(leaf, rows),) if left else tuple(Part(name, each, module.heads(heads)) for name in names)
 
     return split
 
@@ -159,8 +160,9 @@ def _count(fields: Mapping[str, Any], *names: str) -> int | None:
 
 _SPLITTERS: dict[str, _Splitter] = {
     **dict.fromkeys(FUSED_QKV, _fused_qkv),
-    **dict.fromkeys(FUSED_GATE_UP, _halves("gate_proj", "up_proj")),
+    **dict.fromkeys(FUSED_GATE_UP, _equally("gate_proj", "up_proj")),
     **dict.fromkeys(("in_proj_qkvz", "in_proj_qkv", "in_proj_z"), _linear_attention),
-    "in_proj_ba": _halves("b", "a"),
+    "in_proj_ba": _equally("b", "a"),
+    "gqkv_proj": _equally("gate", "q_proj", "k_proj", "v_proj", heads=QUERY),
     "in_proj": _state_space,
 }

@@ -25,8 +25,12 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
+    """A layer of several leaves; where models with such leaves differ, a field of config.json tells."""
+
     name: str  # of the merged layer, which has a role of its own
     leaves: tuple[str, ...]  # in the order of its rows
+    where: str = ""  # a field that must be set
+    unless: str = ""  # a field that only models without the merged layer set
 
 
 QUERY, KEY_VALUE = "query heads", "key-value heads"
@@ -59,6 +63,10 @@ ROLES: dict[str, Role] = {
     "index_q_proj": Role("column", INDEX),
     "index_k_proj": Role("column", INDEX_KEY),
     "index_v_proj": Role("column", INDEX_KEY),
+    "gqkv_proj": _COLUMN,
+    "linear_q": _QUERY,
+    "linear_k": _COLUMN,
+    **dict.fromkeys(("val_proj1", "val_proj2"), _WHOLE),
     # Gates of the attention's output, a value or a vector for each query head.
     **dict.fromkeys(("g_proj", "o_gate", "z_proj", "attn_gate", "linear_gate"), _QUERY),
     **dict.fromkeys(("output_gate", "output_gate_proj"), _QUERY),
@@ -70,6 +78,9 @@ ROLES: dict[str, Role] = {
     "in_proj_b": _COLUMN,
     "in_proj_a": _COLUMN,
     "in_proj": _COLUMN,
+    "fused_qkvg_proj": _COLUMN,
+    "fused_qkvfg_proj": _COLUMN,
+    "f_proj": _QUERY,
     "b_proj": _QUERY,
     "f_a_proj": _WHOLE,
     "g_a_proj": _WHOLE,
@@ -80,20 +91,25 @@ ROLES: dict[str, Role] = {
     "gate_up_proj": _COLUMN,
     **dict.fromkeys(FUSED_GATE_UP, _COLUMN),
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3", "c_fc_0", "c_fc_1"), _COLUMN),
-    **dict.fromkeys(("fc1", "linear_fc1", "linear_left"), _COLUMN),
+    **dict.fromkeys(("fc1", "c_fc", "fc_in", "linear_fc1", "linear_left"), _COLUMN),
     **dict.fromkeys(("down_proj", "w2", "output_linear", "dense_4h_to_h"), _ROW),
-    **dict.fromkeys(("fc2", "linear_fc2", "linear_right"), _ROW),
+    **dict.fromkeys(("fc2", "fc_out", "linear_fc2", "linear_right"), _ROW),
     # Between widths of the hidden state: around experts, in embeddings by layer, before predicted tokens.
     **dict.fromkeys(("fc1_latent_proj", "fc2_latent_proj"), _WHOLE),
     **dict.fromkeys(("routed_expert_down_proj", "routed_expert_up_proj"), _WHOLE),
+    **dict.fromkeys(("pre_expert_proj", "post_expert_proj"), _WHOLE),
     **dict.fromkeys(("per_layer_input_gate", "per_layer_projection"), _WHOLE),
     **dict.fromkeys(("eh_proj", "e_proj", "h_proj"), _WHOLE),
 }
 
 MERGES: tuple[Merge, ...] = (
-    Merge("fused_qkv_a_proj_with_mqa", ("q_a_proj", "kv_a_proj_with_mqa")),
+    # A depth that scales residuals tells MiniCPM3, whose class is older than the merged layer.
+    Merge("fused_qkv_a_proj_with_mqa", ("q_a_proj", "kv_a_proj_with_mqa"), unless="scale_depth"),
     Merge("fused_qkv_a_proj_with_mqa", ("wq_a", "wkv_a_with_mqa")),
     Merge("wqkv_a", ("wq_a", "wkv")),
+    # Linear attention whose gates are of full rank.
+    Merge("fused_qkvg_proj", ("q_proj", "k_proj", "v_proj", "g_proj"), where="use_full_rank_gate"),
+    Merge("fused_qkvfg_proj", ("q_proj", "k_proj", "v_proj", "f_proj", "g_proj"), where="no_kda_lora"),
     Merge("qkv_proj", ("q_proj", "k_proj", "v_proj")),
     Merge("qkv_proj", ("wq", "wk", "wv")),
     Merge("qkv_proj", ("query", "key", "value")),
@@ -104,12 +120,13 @@ MERGES: tuple[Merge, ...] = (
     Merge("in_proj_ba", ("in_proj_b", "in_proj_a")),
     Merge("wkv_gate", ("wkv", "wgate")),
     Merge("gate_up_proj", ("gate_proj", "up_proj")),
-    Merge("gate_up_proj", ("w1", "w3")),
+    Merge("gate_up_proj", ("w1", "w3"), unless="block_auto_adjust_ff_dim"),  # dense LFM2
+    Merge("gate_up_proj", ("w2", "w1"), where="no_bias"),  # the first Qwen, whose way out is c_proj
     Merge("gate_up_proj", ("c_fc_0", "c_fc_1")),
 )
 
-# Modules that choose the tokens to attend to: each rank runs them whole, whatever their leaves are called.
-WHOLE_MODULES = ("indexer", "compressor")
+# Modules that choose tokens or experts: each rank runs them whole, whatever their leaves are called.
+WHOLE_MODULES = ("indexer", "compressor", "router")
 
 _OUTPUT = "the output layer, which SGLang does not run in FP8"
 _EMBEDDING = "looked up, not multiplied by"
@@ -139,13 +156,18 @@ UNSERVED_TOWERS = ("talker",)  # SGLang loads and runs none of it
 def role_of(module: str, leaf: str, siblings: frozenset[str]) -> Role | None:
     """The role of `leaf` in `module`, which holds the leaves `siblings`; None where the tables do not say.
 
-    A leaf's neighbours matter once: where `wq` stands beside `q_proj`, the queries take a detour of low rank
-    (multi-matrix factorization attention). Then q, k and v are needed whole, and `wq` makes the heads.
+    A leaf's neighbours matter twice: where `wq` stands beside `q_proj`, the queries take a detour of low rank
+    (multi-matrix factorization attention). Then q, k and v are needed whole, and `wq` makes the heads. And
+    `proj` is not an attention's output where an MLP follows it, as in the merger of GLM's vision towers.
     """
     if module.rpartition(".")[2] in WHOLE_MODULES:
         return _WHOLE
     if leaf in ("qkv_proj", "q_proj", "k_proj", "v_proj") and {"wq", "q_proj"} <= siblings:
         return _WHOLE
+    if leaf == "proj" and "down_proj" in siblings:
+        return _WHOLE
+    if leaf == "dense" and module.endswith(".intermediate"):  # of BERT's MLP
+        return _COLUMN
     return ROLES.get(leaf)
 
 

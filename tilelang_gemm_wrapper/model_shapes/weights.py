@@ -13,6 +13,7 @@ from .roles import FUSED_GATE_UP, FUSED_QKV, NO_LINEAR_CALL, TOWERS, UNSERVED_TO
 
 EXPERT = re.compile(r"^(?:(.*)\.)?experts\.(\d+)$")  # a module that is one routed expert
 _STACKED = re.compile(r"(^|[._])(experts|moe)\.")  # in the name of a tensor that holds all experts of a layer
+_SCALES_IN_FP8 = ("_scale", "_scale_inv")  # of weights in four bits
 _MERGED_BY_RANKS = frozenset((*FUSED_QKV, *FUSED_GATE_UP, "q_proj", "k_proj", "v_proj"))
 
 
@@ -37,6 +38,8 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
         if tensor.dtype != FP8:
             if name.endswith(".weight") and len(tensor.shape) == 2:
                 found.others[name.removesuffix(".weight")] = tensor
+        elif name.endswith(_SCALES_IN_FP8):
+            continue
         elif unserved := [tower for tower in UNSERVED_TOWERS if TOWERS[tower].search(name)]:
             found.unserved.update(unserved)
         elif len(tensor.shape) == 3 and _STACKED.search(name):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from tuning_runs import BENCH, COMPILER, H200, written
 
+from tilelang_gemm_wrapper import models
 from tilelang_gemm_wrapper.core.tuner import command, wanted
 from tilelang_gemm_wrapper.model_shapes.shapes_file import EngineShapes
+from tilelang_gemm_wrapper.models import ModelShapes
 
 Simulate = Callable[..., Path]
 
@@ -139,6 +141,18 @@ def test_what_an_engine_says_of_its_shapes_is_told_before_hours_of_tuning(
     monkeypatch.setattr(command, "_tune", lambda options, what: len(what.shapes))
     assert command.main(["--shapes-from", str(tmp_path / "a.json")]) == 1
     assert capsys.readouterr().err == f"m: not covered: {clause}\n"
+
+
+def test_a_model_whose_experts_alone_are_fp8_is_refused_with_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experts = ModelShapes("m", "headers", 2, {}, ("routed experts (8 in each of 2 layers)",))
+    monkeypatch.setattr(models, "weight_shapes", lambda *model, **how: experts)
+    assert command.main(["--model", "Org/M", "--tp", "2", "--list-shapes"]) == 2
+    assert re.search(
+        r"Org/M at tp 2, from headers: no linear layer has FP8 .* Found: routed experts \(8",
+        capsys.readouterr().err,
+    )
 
 
 def test_nothing_is_tuned_where_no_shape_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

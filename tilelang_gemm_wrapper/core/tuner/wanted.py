@@ -72,6 +72,8 @@ def _sources(options: argparse.Namespace) -> Iterator[_Source]:
     else:
         for model in options.model:
             read = models.weight_shapes(model, options.tp, ep=options.ep)
+            if not read.shapes:
+                raise _without_layers(f"{model} at tp {options.tp}, from {read.source}", read.not_covered)
             yield _Source(read.shapes, models.listing(read), _name(model, options.tp))
     for path in options.shapes_from:
         written = read_shapes_file(path)
@@ -90,6 +92,14 @@ def _single(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Ite
                 f"{LARGEST_M}"
             )
         yield _Source([(N, K)], f"N={N} K={K}", f"N{N}_K{K}")
+
+
+def _without_layers(what: str, found: Iterable[str]) -> ValueError:
+    rest = "; ".join(found) or "no FP8 weight at all"
+    return ValueError(
+        f"{what}: no linear layer has FP8 weights in blocks of 128 x 128. Found: {rest}. Take a model that "
+        f"is quantised so"
+    )
 
 
 def _name(model: str, tp: int) -> str:
@@ -113,11 +123,7 @@ def _listing(built: EngineShapes, origin: str) -> str:
     """
     not_covered = [*_about_experts(built), *built.not_covered]
     if not built.layers:
-        rest = "; ".join(not_covered) or "no FP8 weight at all"
-        raise ValueError(
-            f"{built.model} at tp {built.tp}, from {origin}: no linear layer has FP8 weights in blocks of "
-            f"128 x 128. Found: {rest}. Take a model that is quantised so"
-        )
+        raise _without_layers(f"{built.model} at tp {built.tp}, from {origin}", not_covered)
     rows = [("N", "K", "layers"), *((N, K, count) for (N, K), count in built.layers.items())]
     lines = [f"{built.model} at tp {built.tp}: {len(built.layers)} shapes on a rank, from {origin}"]
     lines += [f"{N:>8} {K:>8}  {count}" for N, K, count in rows]
