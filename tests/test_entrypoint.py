@@ -592,6 +592,22 @@ def test_backends_are_warmed_from_the_first_to_the_last_m_they_serve(call, no_co
     assert no_compiler == {("triton", 1): [1, 2, 4, 8], ("deep_gemm", 65): [65, 100]}
 
 
+def test_a_backend_of_a_table_that_does_not_compile_is_a_fallback_for_an_engine(no_compiler, monkeypatch):
+    """An engine has a GEMM of its own for such calls; other callers learn of it before they serve."""
+
+    def fail(*_, **__):
+        raise RuntimeError("nvcc fatal: no space left\nand more")
+
+    monkeypatch.setattr(backends.backend("deep_gemm"), "warmup", fail)
+    with pytest.raises(RuntimeError, match="nvcc fatal"):
+        entrypoint.warm_up([(6144, 2560)], progress=False)
+    entrypoint.warm_up([(6144, 2560)], progress=False, fallbacks=False)
+    first, _, failed = wrapper.gemm_for(6144, 2560, 0).choices
+    assert (failed.kernel, failed.source) == ("deep_gemm", "fallback")
+    assert failed.cause == "deep_gemm did not compile (RuntimeError: nvcc fatal: no space left)"
+    assert first.source == "default choice"
+
+
 @pytest.mark.parametrize("call", [warmup, entrypoint.warm_up])
 def test_progress_is_shown_unless_it_is_turned_off(call, no_compiler, monkeypatch):
     shown = []

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, operand_problem
+from tilelang_gemm_wrapper.core.problem import check_tensors, checked_problem, is_nested, operand_problem
 
 FP8, F32, BF16 = torch.float8_e4m3fn, torch.float32, torch.bfloat16
 ORDER = ("A", "A_scale", "B", "B_scale", "C")
@@ -496,3 +496,9 @@ def test_meta_tensors_are_sent_to_the_op_that_traces():
     made = {name: tensor.to("meta") for name, tensor in tensors().items()}
     with pytest.raises(ValueError, match=r"shapes call torch\.ops\.tilelang_gemm\.gemm_nt_f8f8bf16"):
         check(**made)
+
+
+def test_values_alone_may_be_nested() -> None:
+    nested, dense = torch.nested.nested_tensor([torch.zeros(4)]), torch.zeros(4)
+    pairs = [(nested, dense), (dense, nested), (dense, dense), ("no tensor", nested)]
+    assert [is_nested(pair) for pair in pairs] == [True, False, False, False]

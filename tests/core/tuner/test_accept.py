@@ -260,6 +260,20 @@ def test_rows_beside_the_result_of_the_second_run_are_out_of_bounds(bench: Damag
     assert refusal(bench, write_beside).kind == "out_of_bounds"
 
 
+def test_outputs_lie_at_two_places_with_guard_rows_on_either_side(bench: DamagedBench) -> None:
+    places: set[tuple[int, int]] = set()
+
+    def note(A, A_scale, B, B_scale, C) -> None:
+        before, rows = C.storage_offset() // N, C.untyped_storage().size() // (2 * N)
+        places.add((before, rows - before - len(C)))
+
+    bench.damage = note
+    bench.open(N, K, M)
+    bench.check(CANDIDATE, M)
+    assert len({before for before, _ in places}) == 2
+    assert min(map(min, places)) >= GUARD_ROWS
+
+
 def timed_after(bench: DamagedBench, monkeypatch: pytest.MonkeyPatch, damage: Damage) -> list[Timed]:
     """What `time` gives of a candidate that is right when it is checked, and damaged from then on."""
 
