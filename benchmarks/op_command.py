@@ -16,7 +16,7 @@ from op_report import About
 from op_rows import Cell, OpRow, bugs, by_cell
 from tqdm import tqdm
 
-from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN, ending_in_one_line, stop
+from tilelang_gemm_wrapper.core.arguments import CANNOT_RUN, ending_in_one_line, names_among, stop
 from tilelang_gemm_wrapper.core.bench import FROM_CSV_HINT, why_cannot_run
 from tilelang_gemm_wrapper.core.results import append_rows, read_rows, write_rows
 
@@ -36,20 +36,6 @@ class Suite(About):
     add_arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None
 
 
-def _names(known: Sequence[str], what: str) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            shown = ", ".join(name or repr(name) for name in unknown)
-            raise argparse.ArgumentTypeError(
-                f"unknown {what} {shown}: choose from {', '.join(dict.fromkeys(known))}"
-            )
-        return names
-
-    return parse
-
-
 def _parser(suite: Suite) -> argparse.ArgumentParser:
     shapes = [cell.shape.split(" ")[0] for cell in suite.cells]
     ops = [cell.op for cell in suite.cells]
@@ -57,11 +43,13 @@ def _parser(suite: Suite) -> argparse.ArgumentParser:
         prog=f"benchmark_{suite.name}.py",
         description=f"{suite.title}: cold, in CUDA graphs, every provider in one process and checked first.",
     )
-    parser.add_argument("--shapes", type=_names(shapes, "shape"), metavar="4096x4096,…", help="only these")
-    parser.add_argument("--ops", type=_names(ops, "op"), metavar="A,B", help="only these")
+    parser.add_argument(
+        "--shapes", type=names_among(shapes, "shape"), metavar="4096x4096,…", help="only these"
+    )
+    parser.add_argument("--ops", type=names_among(ops, "op"), metavar="A,B", help="only these")
     parser.add_argument(
         "--providers",
-        type=_names(suite.providers, "provider"),
+        type=names_among(suite.providers, "provider"),
         metavar="A,B",
         help=f"only these; without the reference there is no speedup (default: {','.join(suite.providers)})",
     )

@@ -162,11 +162,18 @@ def check_rounding(rounding: str) -> None:
         raise ValueError(f"rounding is {rounding!r}; expected one of {', '.join(map(repr, _ROUNDINGS))}")
 
 
+def why_not_dense(name: str, x: torch.Tensor) -> ValueError | None:
+    """For a sparse or nested tensor: such have no strides, and PyTorch says that less clearly."""
+    if x.layout is torch.strided and not x.is_nested:
+        return None
+    what = "is nested" if x.is_nested else f"has layout {x.layout}"
+    return ValueError(f"{name} {what}, expected torch.strided; pass a dense tensor")
+
+
 def check_dense(name: str, x: torch.Tensor) -> None:
-    """ValueError for a sparse or nested tensor: such have no strides, and PyTorch says that less clearly."""
-    if x.layout is not torch.strided or x.is_nested:
-        what = "is nested" if x.is_nested else f"has layout {x.layout}"
-        raise ValueError(f"{name} {what}, expected torch.strided; pass a dense tensor")
+    problem = why_not_dense(name, x)
+    if problem is not None:
+        raise problem
 
 
 def _check_source(x: torch.Tensor, name: str, shape: str) -> None:

@@ -8,7 +8,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from tilelang_gemm_wrapper.core.progress import Forgiving, progress_bar
+from tilelang_gemm_wrapper.core.progress import progress_bar
+from tilelang_gemm_wrapper.core.streams import Forgiving
 
 
 class Full(io.StringIO):

@@ -232,21 +232,20 @@ def test_a_pipeline_stage_says_that_it_is_one(servers, group, told, monkeypatch,
     assert written.not_covered == ("layers of other pipeline stages; these are of the first of 4",)
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("/proc/no/shapes.json", "/proc/no/shapes.json was not written: FileNotFoundError"),
+        ("~nobody-of-that-name/shapes.json", "TILELANG_GEMM_SHAPES_OUT='~nobody-of-that-name/shapes.json'"),
+    ],
+)
 def test_a_file_that_cannot_be_written_is_one_warning(
-    scheduler, group, hopper, told, monkeypatch, shapes_file
+    scheduler, group, hopper, told, monkeypatch, shapes_file, file, said
 ):
-    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", "/proc/no/shapes.json")
+    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", file)
     load(scheduler, layer())
     (level, line), (_, account) = told()
-    assert level == "WARNING" and "/proc/no/shapes.json was not written: FileNotFoundError" in line
-    assert "is active on" in account
-
-
-def test_a_name_that_stands_for_no_file_stops_nothing(scheduler, group, hopper, told, monkeypatch):
-    monkeypatch.setenv("TILELANG_GEMM_SHAPES_OUT", "~nobody-of-that-name/shapes.json")
-    load(scheduler, layer())
-    (level, line), (_, account) = told()
-    assert level == "WARNING" and "TILELANG_GEMM_SHAPES_OUT='~nobody-of-that-name/shapes.json'" in line
+    assert level == "WARNING" and said in line
     assert "is active on" in account
 
 

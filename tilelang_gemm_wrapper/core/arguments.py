@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import operator
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TextIO, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from .config_entry import show
 from .config_file import LARGEST_M
 from .failure_text import told
+from .streams import discard, unfailing_output
 
 DONE, CANNOT_RUN = 0, 2
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -24,7 +22,7 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
 
     Exceptions of other kinds than those that mean so are bugs, and keep their traceback.
     """
-    with _unfailing_output():
+    with unfailing_output():
         try:
             try:
                 return run()
@@ -40,74 +38,35 @@ def ending_in_one_line(program: str, run: Callable[[], int]) -> int:
             return CANNOT_RUN
 
 
-@contextmanager
-def _unfailing_output() -> Iterator[None]:
-    """Standard output and error that a measurement of an hour does not end at.
-
-    What their encoding has not, such as µs in ASCII, becomes an escape. One that whoever started this has
-    closed, for which Python has None, goes nowhere; so does standard error once it cannot be written.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            # Also lest a file that is opened next gets its descriptor, and what libraries say.
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="backslashreplace")
-    whole = sys.stderr
-    if not isinstance(whole, _Unfailing):
-        sys.stderr = cast(TextIO, _Unfailing(whole))
-    try:
-        yield
-    finally:
-        sys.stderr = whole
-
-
-class _Unfailing:
-    """A stream that goes nowhere from its first error on: of a full disk, or a reader that has ended."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with _discarding(self._stream):
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _discarding(self._stream):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _discarding(stream: TextIO) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError):  # ValueError: it is closed
-        _discard(stream)
-
-
-def _discard(stream: TextIO) -> None:
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def _flush() -> None:
     """Write what is printed while an error can still be caught; what cannot be written goes nowhere then."""
     try:
         if sys.stdout is not None:  # a service may have none
             sys.stdout.flush()
     except OSError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         raise
 
 
 def stop(parser: argparse.ArgumentParser, failure: Exception) -> NoReturn:
     """End as `parser.error` does, in one line: where the usage would say nothing about what is wrong."""
     parser.exit(CANNOT_RUN, f"{parser.prog}: {told(failure)}\n")
+
+
+def names_among(known: Sequence[str], what: str) -> Callable[[str], tuple[str, ...]]:
+    """For argparse: "A,B" as ("A", "B"), each of them known; `what` they are, for the message."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            shown = ", ".join(name or repr(name) for name in unknown)
+            raise argparse.ArgumentTypeError(
+                f"unknown {what} {shown}: choose from {', '.join(dict.fromkeys(known))}"
+            )
+        return names
+
+    return parse
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from ..models import PUBLIC_M, shape_list_names, shapes_of
 from . import report
-from .arguments import CANNOT_RUN, DONE, ending_in_one_line, stop, whole_numbers
+from .arguments import CANNOT_RUN, DONE, ending_in_one_line, names_among, stop, whole_numbers
 from .conditions import record_conditions
 from .config_file import LARGEST_M
 from .failure_text import told
 from .kernel_cache import why_unwritable
-from .progress import Forgiving
 from .results import CellFile, HostRow, Row, by_cell, read_rows, write_rows
 
 # Named here, not read from bench_providers: --help and wrong arguments are answered without loading torch.
@@ -32,15 +31,6 @@ PROVIDER_NAMES = (
     "cublas",
     "triton",
 )
-
-
-def _provider_list(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    unknown = [name for name in names if name not in PROVIDER_NAMES]
-    if unknown:
-        shown = ", ".join(name or repr(name) for name in unknown)
-        raise argparse.ArgumentTypeError(f"unknown provider {shown}: choose from {', '.join(PROVIDER_NAMES)}")
-    return names
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -67,7 +57,7 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--providers",
-        type=_provider_list,
+        type=names_among(PROVIDER_NAMES, "provider"),
         default=PROVIDER_NAMES,
         metavar="A,B",
         help=f"default: {','.join(PROVIDER_NAMES)}",
@@ -199,16 +189,17 @@ def _run(options: argparse.Namespace, shapes: tuple[tuple[int, int], ...]) -> in
     if options.compile_workers:
         needed = {name for by_m in todo.values() for names in by_m.values() for name in names}
         compile_ahead(todo, needed, options.compile_workers)
-    status, unwritten, stream = 0, None, Forgiving(sys.stderr)
+    status, unwritten = 0, None
     try:
-        cells = sum(map(len, todo.values()))
-        with tqdm(total=cells, unit="cell", desc="timing", file=stream) as progress:
+        with tqdm(total=sum(map(len, todo.values())), unit="cell", desc="timing") as progress:
             for (N, K), by_m in todo.items():
                 progress.set_postfix_str(f"N={N} K={K}")
                 for cell_rows in measure_shape(N, K, by_m, environment, budget_ms=options.budget_ms):
                     before, unwritten = unwritten, _why_unwritten(results, cell_rows)
                     if unwritten is not None and before is None:
-                        tqdm.write(f"{path} lacks cells until it can be written: {unwritten}", file=stream)
+                        tqdm.write(
+                            f"{path} lacks cells until it can be written: {unwritten}", file=sys.stderr
+                        )
                     progress.update()
         if options.host_overhead:
             host_rows = host_overhead(*shapes[0], environment)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import is_grad_enabled
 
+from tilelang_gemm_wrapper.quantize import why_not_dense
+
 FP8 = torch.float8_e4m3fn
 _F32 = torch.float32
 _BF16 = torch.bfloat16
@@ -247,9 +249,8 @@ def _why_no_tensors(values: dict[str, Any]) -> TypeError | None:
 
 def _why_not_2d(tensors: dict[str, torch.Tensor]) -> ValueError | None:
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            what = "is nested" if tensor.is_nested else f"has layout {tensor.layout}"
-            return ValueError(f"{name} {what}, expected torch.strided; pass a dense tensor")
+        if problem := why_not_dense(name, tensor):
+            return problem
         if tensor.dim() != 2:
             return ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 2 dimensions; reshape it")
     return None

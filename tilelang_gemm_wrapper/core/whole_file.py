@@ -41,7 +41,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
             yield file
             file.flush()
             sync(file)  # else a power cut may leave the new name on an empty file
-        _put_in_place(beside, path)
+        if beside != path:
+            _put_in_place(beside, path)
     finally:
         if beside != path:
             beside.unlink(missing_ok=True)
@@ -78,8 +79,7 @@ def append(file: FileIO, data: bytes) -> None:
 
 def _put_in_place(beside: Path, path: Path) -> None:
     try:
-        if beside != path:
-            os.replace(beside, path)
+        os.replace(beside, path)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOSYS, errno.ENOTSUP, *_REFUSED):
             raise

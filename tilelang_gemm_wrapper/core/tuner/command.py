@@ -28,7 +28,6 @@ from tilelang_gemm_wrapper.core.compile_cache import COMPILER
 from tilelang_gemm_wrapper.core.conditions import RUN_VARIABLE
 from tilelang_gemm_wrapper.core.failure_text import told
 from tilelang_gemm_wrapper.core.kernel_cache import why_unwritable
-from tilelang_gemm_wrapper.core.progress import Forgiving
 from tilelang_gemm_wrapper.core.tuner.child import GPU_BENCH
 from tilelang_gemm_wrapper.core.tuner.cluster import Cluster, LocalCompiler, LocalGpu
 from tilelang_gemm_wrapper.core.tuner.driver import Driver, Listener, ShapeResult
@@ -275,7 +274,6 @@ class Display(Listener):
     """One progress bar over the cells, with what was found last; warnings above it."""
 
     def __init__(self) -> None:
-        self._stream = Forgiving(sys.stderr)
         self._bar: tqdm | None = None
         self._shapes = self._finished = self._waiting = 0
         self._best: dict[tuple[int, int, int], float] = {}
@@ -284,9 +282,7 @@ class Display(Listener):
 
     def started(self, shapes: int, cells: int) -> None:
         self._shapes = shapes
-        self._bar = tqdm(
-            total=cells, unit="cell", desc=f"shapes 0/{shapes}", dynamic_ncols=True, file=self._stream
-        )
+        self._bar = tqdm(total=cells, unit="cell", desc=f"shapes 0/{shapes}", dynamic_ncols=True)
 
     def recorded(self, gpu: str, record: Record) -> None:
         if isinstance(record, Timing):
@@ -327,7 +323,7 @@ class Display(Listener):
     def warned(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            tqdm.write(message, file=self._stream)
+            tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:
